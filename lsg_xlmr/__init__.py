@@ -1,0 +1,35 @@
+# Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
+"""LSG (local + sparse + global) attention for XLM-RoBERTa: long documents with existing checkpoints."""
+
+from .configuration_lsg import LSGConfig, LSGXLMRobertaConfig
+from .drop_in import write_drop_in_files
+from .modeling_lsg_xlm_roberta import (
+    LSGAttention,
+    LSGXLMRobertaForCausalLM,
+    LSGXLMRobertaForMaskedLM,
+    LSGXLMRobertaForMultipleChoice,
+    LSGXLMRobertaForQuestionAnswering,
+    LSGXLMRobertaForSequenceClassification,
+    LSGXLMRobertaForTokenClassification,
+    LSGXLMRobertaModel,
+    LSGXLMRobertaPreTrainedModel,
+)
+
+
+# The files of a checkpoint copy themselves on save; those of this package must be merged first.
+LSGConfig.write_code = lambda self, save_directory: write_drop_in_files(save_directory)
+
+
+__all__ = [
+    "LSGAttention",
+    "LSGConfig",
+    "LSGXLMRobertaConfig",
+    "LSGXLMRobertaForCausalLM",
+    "LSGXLMRobertaForMaskedLM",
+    "LSGXLMRobertaForMultipleChoice",
+    "LSGXLMRobertaForQuestionAnswering",
+    "LSGXLMRobertaForSequenceClassification",
+    "LSGXLMRobertaForTokenClassification",
+    "LSGXLMRobertaModel",
+    "LSGXLMRobertaPreTrainedModel",
+]

@@ -1,0 +1,390 @@
+# Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
+"""
+The LSG product: from queries, keys, values and a mask to the context.
+
+Shapes: `n` batch, `h` heads, `d` head size, `G = config.num_global_tokens`, `t` tokens (a multiple of
+`b = config.block_size`), `T = G + t` positions (globals first), `m = t/f` sparse tokens, `step = b/f` of them per
+block, `s = config.sparse_block_size`, `w` keys in a window.
+
+A token's query in block `i` sees the globals, the tokens of blocks `i-1, i, i+1`, the `s` sparse tokens before
+`(i-1)*step` and the `s` from `(i+2)*step` on; a global query sees every global and token (Condevaux & Harispe, PAKDD
+2023, section 3). The three implementations share one signature and give the same numbers:
+
+- `eager_attention`: dense and simple, the only one that returns attention weights;
+- `sdpa_attention`: block by block, each block's window of keys gathered in one small buffer (CPU), or all windows at
+  once for `torch.nn.functional.scaled_dot_product_attention` (elsewhere);
+- `flex_attention`: `torch.nn.attention.flex_attention` over `[tokens | sparse | globals]`, without windows.
+"""
+
+from functools import lru_cache, partial
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention as torch_flex_attention
+from torch.nn.functional import dropout as apply_dropout, pad, scaled_dot_product_attention
+from transformers.integrations.flex_attention import compile_friendly_flex_attention
+
+from .sparsity import sparse_tokens
+
+
+def lsg_attention(query, key, value, mask, projections, config, implementation, scaling, dropout=0.0):
+    """
+    Args:
+        query, key, value (`torch.Tensor` of shape `n h T d`): globals first; `t <= 2*b`, or a multiple of `b`.
+        mask (`torch.BoolTensor` of shape `n T`, or `None`): `True` where a key may be seen.
+        projections (list of `torch.Tensor`, or `None`): for `sparsity_type="lsh"`.
+        config ([`LSGConfig`]).
+        implementation (`str`): a key of `LSG_ATTENTION_FUNCTIONS`.
+        scaling (`float`): what scores are multiplied by.
+        dropout (`float`): probability of dropping an attention weight.
+
+    Returns:
+        the context `n T h d` and, from `"eager"`, the attention weights `n h T T` (otherwise `None`). The rows of
+        queries that are masked themselves carry no meaning.
+    """
+    num_global_tokens = config.num_global_tokens
+    if key.shape[2] - num_global_tokens <= 2 * config.block_size:
+        attention = _full_eager_attention if implementation == "eager" else _full_attention
+        return attention(query, key, value, mask, scaling, dropout)
+    if implementation == "flex_attention" and dropout > 0:
+        implementation = "sdpa"  # FlexAttention has no dropout
+    select = partial(
+        sparse_tokens if config.has_sparse_tokens else _no_sparse_tokens,
+        mask=None if mask is None else mask[:, num_global_tokens:],
+        first_query=query[:, :, num_global_tokens : num_global_tokens + 1],
+        projections=projections,
+        config=config,
+    )
+    return LSG_ATTENTION_FUNCTIONS[implementation](query, key, value, mask, select, config, scaling, dropout)
+
+
+def is_visible(q, k, t, m, block_size, sparse_block_size):
+    """
+    The LSG pattern of one token query: whether the query at token index `q` sees the key at index `k` of
+    `[tokens | sparse tokens | globals]`. Any broadcastable integer tensors will do.
+    """
+    step = m * block_size // t
+    block, sparse = q // block_size, k - t
+    left, right = (block - 1) * step, (block + 2) * step
+    is_local = (k < t) & ((k // block_size - block).abs() <= 1)
+    is_left = (sparse >= left - sparse_block_size) & (sparse < left)
+    is_right = (sparse >= right) & (sparse < right + sparse_block_size)
+    return is_local | ((sparse >= 0) & (sparse < m) & (is_left | is_right)) | (sparse >= m)
+
+
+def eager_attention(query, key, value, mask, select, config, scaling, dropout):
+    """Dense scores over tokens, sparse tokens and globals. A sparse token's weight is spread over its tokens."""
+    num_global_tokens, (n, h, _, _) = config.num_global_tokens, key.shape
+    t = key.shape[2] - num_global_tokens
+    # A sparse value is a weighted sum of values: with the identity in their place, the weights themselves come out.
+    identity = torch.eye(t, dtype=key.dtype, device=key.device).expand(n, h, t, t)
+    sparse_key, spread, sparse_mask = select(key[:, :, num_global_tokens:], identity)  # n h m d, n h m t
+    m = sparse_key.shape[2]
+    index = torch.arange(t + m + num_global_tokens, device=key.device)
+    visible = is_visible(index[:t, None], index, t, m, config.block_size, config.sparse_block_size)  # t t+m+G
+    if mask is not None or sparse_mask is not None:
+        visible = visible & _key_mask(mask, sparse_mask, key, m, num_global_tokens)[:, :, None]
+    keys = _tokens_sparse_globals(key, sparse_key, num_global_tokens)
+    scores = (query[:, :, num_global_tokens:] @ keys.transpose(2, 3)) * scaling
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    to_tokens, to_sparse, to_globals = weights.split((t, m, num_global_tokens), -1)
+    weights = torch.cat([to_globals, to_tokens + to_sparse @ spread], -1)  # n h t T
+    global_weights = _full_weights(query[:, :, :num_global_tokens], key, mask, scaling)
+    return _eager_context(torch.cat([global_weights, weights], 2), value, dropout)
+
+
+def sdpa_attention(query, key, value, mask, select, config, scaling, dropout):
+    """Fused or blocked kernels on windows of keys; memory grows with `t`."""
+    num_global_tokens = config.num_global_tokens
+    sparse_key, sparse_value, sparse_mask = select(key[:, :, num_global_tokens:], value[:, :, num_global_tokens:])
+    if query.device.type == "cpu":
+        context = BlockwiseAttention.apply(
+            query, key, value, sparse_key, sparse_value, mask, sparse_mask, config, scaling, dropout
+        )
+        return context, None
+    t, m = key.shape[2] - num_global_tokens, sparse_key.shape[2]
+    key_mask = _key_mask(mask, sparse_mask, key, m, num_global_tokens)
+    windows = partial(_windows, t=t, config=config)
+    keys = windows(_tokens_sparse_globals(key, sparse_key, num_global_tokens))  # n h*t/b W d
+    values = windows(_tokens_sparse_globals(value, sparse_value, num_global_tokens))
+    # The windows at both ends reach outside the sequence, where the padding of the mask is `False`.
+    window_mask = windows(key_mask.expand(-1, key.shape[1], -1)[..., None]).transpose(2, 3)  # n h*t/b 1 W
+    queries = query[:, :, num_global_tokens:].unflatten(2, (-1, config.block_size)).flatten(1, 2)
+    context = scaled_dot_product_attention(queries, keys, values, window_mask, dropout, scale=scaling)
+    context = context.unflatten(1, (key.shape[1], -1)).flatten(2, 3).transpose(1, 2)  # n t h d
+    return _with_globals(context, query, key, value, mask, config, scaling, dropout), None
+
+
+def flex_attention(query, key, value, mask, select, config, scaling, dropout):
+    """FlexAttention with a block mask of the LSG pattern; compiled by torch on first use, except on CPU."""
+    num_global_tokens = config.num_global_tokens
+    sparse_key, sparse_value, sparse_mask = select(key[:, :, num_global_tokens:], value[:, :, num_global_tokens:])
+    t, m = key.shape[2] - num_global_tokens, sparse_key.shape[2]
+    block_mask = _flex_block_mask(t, m, num_global_tokens, config.block_size, config.sparse_block_size, key.device)
+    if mask is not None or sparse_mask is not None:
+        key_mask = _key_mask(mask, sparse_mask, key, m, num_global_tokens)
+        block_mask = _with_key_mask(block_mask, key_mask.expand(-1, key.shape[1], -1))
+    attention = torch_flex_attention if key.device.type == "cpu" else compile_friendly_flex_attention
+    context = attention(
+        query[:, :, num_global_tokens:],
+        _tokens_sparse_globals(key, sparse_key, num_global_tokens),
+        _tokens_sparse_globals(value, sparse_value, num_global_tokens),
+        block_mask=block_mask,
+        scale=scaling,
+    )
+    return _with_globals(context.transpose(1, 2), query, key, value, mask, config, scaling, dropout), None
+
+
+LSG_ATTENTION_FUNCTIONS = {"eager": eager_attention, "sdpa": sdpa_attention, "flex_attention": flex_attention}
+
+
+class BlockwiseAttention(torch.autograd.Function):
+    """
+    The LSG product one block of queries at a time, all heads together: the block's window of keys is gathered in a
+    buffer that stays in cache, and nothing of the size `t x window` is ever kept. The backward pass computes each
+    block's weights again (as FlashAttention does; Dao et al., 2022, arXiv 2205.14135), dropout included, from a seed.
+
+    Sequences are handled one by one, so that blocks of padding cost nothing.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, sparse_key, sparse_value, mask, sparse_mask, config, scaling, dropout):
+        ctx.config, ctx.scaling, ctx.dropout = config, scaling, dropout
+        ctx.seed = int(torch.randint(2**62, ())) if dropout > 0 else None
+        buffers, drop = _Buffers(query), _Dropout(dropout, ctx.seed)
+        n, h, positions, d = query.shape
+        context = query.new_zeros(n, positions, h, d)
+        with torch.autocast("cpu", enabled=False):
+            for sequence, queries, pieces, key_mask in _blocks(mask, sparse_mask, key, sparse_key, config):
+                keys = buffers.gather("keys", pieces, key[sequence], sparse_key[sequence])  # h w d
+                values = buffers.gather("values", pieces, value[sequence], sparse_value[sequence])
+                weights = _block_weights(buffers, query[sequence, :, queries], keys, key_mask, scaling)
+                block = torch.bmm(drop(weights, buffers), values)
+                context[sequence, queries] = block.transpose(0, 1)
+        if dropout > 0:
+            context /= 1 - dropout
+        ctx.save_for_backward(query, key, value, sparse_key, sparse_value, mask, sparse_mask, context)
+        return context
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_context):
+        query, key, value, sparse_key, sparse_value, mask, sparse_mask, context = ctx.saved_tensors
+        buffers, drop = _Buffers(query), _Dropout(ctx.dropout, ctx.seed)
+        # Laid out `n T h d` like the projections they go back to.
+        grad_query, grad_key, grad_value = (
+            torch.zeros_like(context).to(x.dtype).transpose(1, 2) for x in (query, key, value)
+        )
+        grad_sparse_key, grad_sparse_value = torch.zeros_like(sparse_key), torch.zeros_like(sparse_value)
+        for sequence, queries, pieces, key_mask in _blocks(mask, sparse_mask, key, sparse_key, ctx.config):
+            q = query[sequence, :, queries]
+            keys = buffers.gather("keys", pieces, key[sequence], sparse_key[sequence])
+            values = buffers.gather("values", pieces, value[sequence], sparse_value[sequence])
+            weights = _block_weights(buffers, q, keys, key_mask, ctx.scaling)  # h b w
+            grad = grad_context[sequence, queries].transpose(0, 1)  # h b d
+            # What the softmax's backward subtracts from every weight's gradient.
+            mean = (grad * context[sequence, queries].transpose(0, 1)).sum(-1, keepdim=True)
+            grad = grad / (1 - ctx.dropout)
+            grad_weights = torch.bmm(grad, values.transpose(1, 2), out=buffers.empty("grad_weights", weights.shape))
+            dropped = drop(weights, buffers, grad_weights)
+            grad_values = torch.bmm(dropped.transpose(1, 2), grad, out=buffers.empty("values", values.shape))
+            buffers.scatter(grad_values, pieces, grad_value[sequence], grad_sparse_value[sequence])
+            grad_scores = grad_weights.sub_(mean).mul_(weights)
+            grad_query[sequence, :, queries] = torch.bmm(grad_scores, keys).mul_(ctx.scaling)
+            grad_keys = torch.bmm(grad_scores.transpose(1, 2), q, out=buffers.empty("values", keys.shape))
+            buffers.scatter(grad_keys.mul_(ctx.scaling), pieces, grad_key[sequence], grad_sparse_key[sequence])
+        return grad_query, grad_key, grad_value, grad_sparse_key, grad_sparse_value, None, None, None, None, None
+
+
+class _Buffers:
+    """Scratch tensors reused from block to block: fresh ones would leave the cache, and fault in new pages."""
+
+    def __init__(self, like):
+        self.like, self.storage = like, {}
+
+    def empty(self, name, shape):
+        size = torch.Size(shape).numel()
+        if name not in self.storage or self.storage[name].numel() < size:
+            self.storage[name] = self.like.new_empty(size)
+        return self.storage[name][:size].view(shape)
+
+    def gather(self, name, pieces, tokens, sparse):
+        """The window: slices of `tokens` (`h T d`) and `sparse` (`h m d`) one after the other."""
+        width = sum(stop - start for _, start, stop in pieces)
+        window = self.empty(name, (tokens.shape[0], width, tokens.shape[2]))
+        parts = [(sparse if is_sparse else tokens)[:, start:stop] for is_sparse, start, stop in pieces]
+        return torch.cat(parts, 1, out=window)
+
+    @staticmethod
+    def scatter(window, pieces, tokens, sparse):
+        """Add the window's slices to where [`gather`] took them."""
+        parts = window.split([stop - start for _, start, stop in pieces], 1)
+        for part, (is_sparse, start, stop) in zip(parts, pieces):
+            (sparse if is_sparse else tokens)[:, start:stop] += part
+
+
+class _Dropout:
+    """Dropout of weights, without the rescaling, that draws the same again from the same seed."""
+
+    def __init__(self, probability, seed):
+        self.keep = 1 - probability
+        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
+
+    def __call__(self, weights, buffers, grad_weights=None):
+        if self.generator is None:
+            return weights
+        kept = buffers.empty("kept", weights.shape).bernoulli_(self.keep, generator=self.generator)
+        if grad_weights is not None:
+            grad_weights.mul_(kept)
+        return kept.mul_(weights)
+
+
+def _block_weights(buffers, query, keys, key_mask, scaling):
+    scores = buffers.empty("weights", (*query.shape[:2], keys.shape[1]))  # h b w
+    torch.baddbmm(scores, query, keys.transpose(1, 2), beta=0, alpha=scaling, out=scores)
+    if key_mask is not None:
+        scores.masked_fill_(~key_mask[:, None], -torch.inf)
+    return torch.softmax(scores, -1, out=scores)
+
+
+def _blocks(mask, sparse_mask, key, sparse_key, config):
+    """
+    All products of the LSG pattern, a sequence and a block of queries at a time, as `(sequence, queries, pieces,
+    key_mask)`: `queries` a slice of positions, `pieces` the window as `(is_sparse, start, stop)` slices of the keys or
+    the sparse keys, `key_mask` (`1|h w`, bool, `None` where nothing is masked) that of the window. Blocks and keys
+    that are nothing but padding are left out.
+    """
+    num_global_tokens, b, s = config.num_global_tokens, config.block_size, config.sparse_block_size
+    n, positions, m = key.shape[0], key.shape[2], sparse_key.shape[2]
+    t = positions - num_global_tokens
+    step = m * b // t
+    for sequence in range(n):
+        first, last = _bounds(mask, sequence, num_global_tokens, t)
+        globals_piece = (False, 0, num_global_tokens)
+        token_pieces = [globals_piece, (False, num_global_tokens + first, num_global_tokens + last)]
+        yield _block(sequence, slice(0, num_global_tokens), token_pieces, mask, sparse_mask)
+        # Where sparse tokens are made of masked tokens too (`bos_pooling`), no block is without effect.
+        seen_through_sparse = mask is not None and sparse_mask is None and m > 0
+        for i in range(t // b) if seen_through_sparse else range(first // b, -(-last // b)):
+            near = max((i - 1) * b, first), min((i + 2) * b, last)
+            left = max((i - 1) * step - s, 0), max((i - 1) * step, 0)
+            right = min((i + 2) * step, m), min((i + 2) * step + s, m)
+            pieces = [
+                globals_piece,
+                (True, *left),
+                (False, num_global_tokens + near[0], num_global_tokens + near[1]),
+                (True, *right),
+            ]
+            queries = slice(num_global_tokens + i * b, num_global_tokens + (i + 1) * b)
+            yield _block(sequence, queries, pieces, mask, sparse_mask)
+
+
+def _bounds(mask, sequence, num_global_tokens, t):
+    """The first unmasked token and the one after the last."""
+    if mask is None:
+        return 0, t
+    kept = mask[sequence, num_global_tokens:].nonzero()
+    return (int(kept[0]), int(kept[-1]) + 1) if len(kept) else (0, 0)
+
+
+def _block(sequence, queries, pieces, mask, sparse_mask):
+    pieces = [piece for piece in pieces if piece[1] < piece[2]]
+    if mask is None and sparse_mask is None:
+        return sequence, queries, pieces, None
+    heads = 1 if sparse_mask is None else sparse_mask.shape[1]
+    parts = []
+    for is_sparse, start, stop in pieces:
+        source = sparse_mask[sequence] if is_sparse and sparse_mask is not None else None
+        if not is_sparse and mask is not None:
+            source = mask[sequence, None].expand(heads, -1)
+        ones = torch.ones(heads, stop - start, dtype=torch.bool)
+        parts.append(ones if source is None else source[:, start:stop])
+    key_mask = torch.cat(parts, 1)
+    return sequence, queries, pieces, None if key_mask.all() else key_mask
+
+
+def _no_sparse_tokens(key, value, mask, first_query, projections, config):
+    return key[:, :, :0], value[:, :, :0], None
+
+
+def _tokens_sparse_globals(x, sparse, num_global_tokens):
+    return torch.cat([x[:, :, num_global_tokens:], sparse, x[:, :, :num_global_tokens]], 2)
+
+
+def _key_mask(mask, sparse_mask, key, m, num_global_tokens):
+    """Mask of `[tokens | sparse | globals]`, `n 1|h t+m+G`."""
+    n, _, positions, _ = key.shape
+    mask = key.new_ones(n, positions, dtype=torch.bool) if mask is None else mask
+    sparse_mask = key.new_ones(n, 1, m, dtype=torch.bool) if sparse_mask is None else sparse_mask
+    return _tokens_sparse_globals(
+        mask[:, None, :, None].expand(-1, sparse_mask.shape[1], -1, -1), sparse_mask[..., None], num_global_tokens
+    ).squeeze(-1)
+
+
+def _windows(x, t, config):
+    """Windows of all blocks at once, of `[tokens | sparse | globals]` (`n h t+m+G d`): `n h*t/b W d`."""
+    b, s = config.block_size, config.sparse_block_size
+    tokens, sparse, global_part = x.split((t, x.shape[2] - t - config.num_global_tokens, config.num_global_tokens), 2)
+    blocks = t // b
+    parts = [global_part[:, :, None].expand(-1, -1, blocks, -1, -1), pad(tokens, (0, 0, b, b)).unfold(2, 3 * b, b)]
+    parts[1] = parts[1].transpose(3, 4)
+    if sparse.shape[2]:
+        step = sparse.shape[2] // blocks
+        left = pad(sparse, (0, 0, step + s, 0))
+        right = pad(sparse, (0, 0, 0, 2 * step + s))[:, :, 2 * step :]
+        parts += [side.unfold(2, s, step)[:, :, :blocks].transpose(3, 4) for side in (left, right)]
+    return torch.cat(parts, 3).flatten(1, 2)
+
+
+def _with_globals(context, query, key, value, mask, config, scaling, dropout):
+    """The tokens' context (`n t h d`) with that of the global queries, which see everything, before it."""
+    global_query = query[:, :, : config.num_global_tokens]
+    return torch.cat([_full_attention(global_query, key, value, mask, scaling, dropout)[0], context], 1)
+
+
+def _full_attention(query, key, value, mask, scaling, dropout):
+    mask = None if mask is None else mask[:, None, None].expand(-1, -1, query.shape[2], -1)
+    context = scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling)
+    return context.transpose(1, 2), None
+
+
+def _full_eager_attention(query, key, value, mask, scaling, dropout):
+    return _eager_context(_full_weights(query, key, mask, scaling), value, dropout)
+
+
+def _full_weights(query, key, mask, scaling):
+    scores = (query @ key.transpose(2, 3)) * scaling
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
+    return scores.softmax(-1)
+
+
+def _eager_context(weights, value, dropout):
+    weights = apply_dropout(weights, dropout)
+    return (weights @ value).transpose(1, 2), weights
+
+
+@lru_cache(maxsize=32)
+def _flex_block_mask(t, m, num_global_tokens, block_size, sparse_block_size, device):
+    """The pattern's block mask, the same for every layer, head and sequence."""
+
+    def mask_mod(batch, head, q, k):
+        return is_visible(q, k, t, m, block_size, sparse_block_size)
+
+    return create_block_mask(mask_mod, None, None, t, t + m + num_global_tokens, device=device)
+
+
+def _with_key_mask(block_mask, key_mask):
+    """`block_mask` with the keys of `key_mask` (`n h t+m+G`) alone: none of its blocks can count as full any more."""
+    blocks = block_mask.to_dense()
+    pattern = block_mask.mask_mod
+
+    def mask_mod(batch, head, q, k):
+        return pattern(batch, head, q, k) & key_mask[batch, head, k]
+
+    return BlockMask.from_kv_blocks(
+        blocks.sum(-1, dtype=torch.int32),
+        blocks.argsort(dim=-1, descending=True, stable=True).to(torch.int32),
+        BLOCK_SIZE=block_mask.BLOCK_SIZE,
+        mask_mod=mask_mod,
+        seq_lengths=block_mask.seq_lengths,
+    )

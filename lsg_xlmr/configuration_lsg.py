@@ -1,0 +1,208 @@
+# Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of the LSG (local + sparse + global) attention version of XLM-RoBERTa."""
+
+import shutil
+from pathlib import Path
+
+from transformers import XLMRobertaConfig
+from transformers.utils import cached_file, logging
+
+
+logger = logging.get_logger(__name__)
+
+SPARSITY_TYPES = ("none", "norm", "pooling", "bos_pooling", "lsh", "stride", "block_stride")
+MAX_GLOBAL_TOKENS = 512
+
+# Names published checkpoints and users' scripts rely on.
+AUTO_MAP = {
+    "AutoConfig": "configuration_lsg.LSGConfig",
+    "AutoModel": "modeling_lsg_xlm_roberta.LSGXLMRobertaModel",
+    "AutoModelForCausalLM": "modeling_lsg_xlm_roberta.LSGXLMRobertaForCausalLM",
+    "AutoModelForMaskedLM": "modeling_lsg_xlm_roberta.LSGXLMRobertaForMaskedLM",
+    "AutoModelForMultipleChoice": "modeling_lsg_xlm_roberta.LSGXLMRobertaForMultipleChoice",
+    "AutoModelForQuestionAnswering": "modeling_lsg_xlm_roberta.LSGXLMRobertaForQuestionAnswering",
+    "AutoModelForSequenceClassification": "modeling_lsg_xlm_roberta.LSGXLMRobertaForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_lsg_xlm_roberta.LSGXLMRobertaForTokenClassification",
+}
+CODE_FILES = ("configuration_lsg.py", "modeling_lsg_xlm_roberta.py")
+
+
+class LSGConfig(XLMRobertaConfig):
+    r"""
+    Configuration of an [`LSGXLMRobertaModel`]: everything of [`~transformers.XLMRobertaConfig`] plus the parameters of
+    LSG attention (Condevaux & Harispe, "LSG Attention: Extrapolation of pretrained Transformers to long sequences",
+    PAKDD 2023, arXiv 2210.15497).
+
+    Sequence lengths, blocks and windows are counted in tokens, global tokens not included.
+
+    Args:
+        adaptive (`bool`, defaults to `True`):
+            Pad inputs longer than two blocks to the next multiple of `block_size` inside the model (masked, cut off
+            again before anything is returned). With `False` such a length is an error.
+        block_size (`int`, defaults to 128):
+            Tokens per local block. A query sees its own block and one block on either side. Inputs of at most
+            `2 * block_size` tokens get full attention.
+        sparse_block_size (`int`, defaults to 128):
+            Sparse tokens a query sees on either side of its local window; 0 turns the sparse part off.
+        sparsity_factor (`int`, defaults to 2):
+            How many tokens stand behind one sparse token. Must divide `block_size`; 1 keeps all tokens.
+        sparsity_type (`str`, defaults to `"norm"`):
+            How sparse tokens are made from tokens: `"norm"` (keys of largest norm), `"pooling"` (means),
+            `"bos_pooling"` (means weighted by the first token's query), `"lsh"` (centroids of hash clusters),
+            `"stride"` (every `sparsity_factor`-th token, shifted per head), `"block_stride"` (a run of each block,
+            shifted per head) or `"none"` (`None` is taken for it).
+        num_global_tokens (`int`, defaults to 1):
+            Learned tokens, 1 to 512, that see every token and are seen by every token.
+        mask_first_token (`bool`, defaults to `False`):
+            Hide the first token (`<s>`) as a key from every query; the first global token stands for it. Forces
+            `pool_with_global=True`.
+        pool_with_global (`bool`, defaults to `True`):
+            Put the first global token's last hidden state in the place of the first token's, so that every head that
+            pools on `<s>` pools on the global token.
+        lsh_num_pre_rounds (`int`, defaults to 1):
+            Rounds of `"lsh"` that merge each chunk into as many clusters as it has tokens before the last round.
+            `lsg_num_pre_rounds` is accepted as another name of it.
+        lsh_seed (`int`, defaults to 0):
+            Seed of the random projections of `"lsh"`: same seed, same clusters.
+        kwargs:
+            Everything [`~transformers.XLMRobertaConfig`] takes.
+
+    Raises:
+        ValueError: a value breaks its rule; the message names the field, the value, the rule and one that would do.
+            Raised at construction, by `from_pretrained(..., field=value)`, on load and on save.
+
+    Example:
+
+    ```python
+    >>> config = LSGConfig(block_size=64, sparse_block_size=64, sparsity_type="pooling")
+    ```
+    """
+
+    model_type = "xlm-roberta"
+    attribute_map = {"lsg_num_pre_rounds": "lsh_num_pre_rounds"}
+
+    def __init__(
+        self,
+        adaptive=True,
+        block_size=128,
+        sparse_block_size=128,
+        sparsity_factor=2,
+        sparsity_type="norm",
+        num_global_tokens=1,
+        mask_first_token=False,
+        pool_with_global=True,
+        lsh_num_pre_rounds=1,
+        lsh_seed=0,
+        **kwargs,
+    ):
+        self.adaptive = adaptive
+        self.block_size = block_size
+        self.sparse_block_size = sparse_block_size
+        self.sparsity_factor = sparsity_factor
+        self.sparsity_type = sparsity_type
+        self.num_global_tokens = num_global_tokens
+        self.mask_first_token = mask_first_token
+        self.pool_with_global = pool_with_global
+        self.lsh_num_pre_rounds = lsh_num_pre_rounds
+        self.lsh_seed = lsh_seed
+        super().__init__(**kwargs)
+        self.validate_lsg()
+
+    @property
+    def has_sparse_tokens(self) -> bool:
+        """Whether there is a sparse part at all."""
+        return self.sparsity_type != "none" and self.sparse_block_size > 0
+
+    @property
+    def max_sequence_length(self) -> int:
+        """Longest input in tokens: XLM-RoBERTa's positions start after `pad_token_id`."""
+        return self.max_position_embeddings - self.pad_token_id - 1
+
+    def validate_lsg(self):
+        """
+        Check the LSG parameters, each alone and together, after bringing `sparsity_type=None` and
+        `mask_first_token=True` to their one form.
+
+        Raises:
+            ValueError: as described for the class.
+        """
+        if self.sparsity_type is None:
+            self.sparsity_type = "none"
+        if self.sparsity_type not in SPARSITY_TYPES:
+            raise _error("sparsity_type", self.sparsity_type, f"must be one of {', '.join(SPARSITY_TYPES)}", "norm")
+        for name, example in (("adaptive", True), ("mask_first_token", False), ("pool_with_global", True)):
+            if not isinstance(getattr(self, name), bool):
+                raise _error(name, getattr(self, name), "must be a bool", example)
+        self._validate_int("block_size", 1, None, 128)
+        self._validate_int("sparse_block_size", 0, None, 128)
+        self._validate_int("sparsity_factor", 1 if self.has_sparse_tokens else 0, None, 2)
+        self._validate_int("num_global_tokens", 1, MAX_GLOBAL_TOKENS, 1)
+        self._validate_int("lsh_num_pre_rounds", 0, None, 1)
+        self._validate_int("lsh_seed", 0, 2**32 - 1, 0)
+        if self.has_sparse_tokens:
+            self._validate_blocks()
+        if self.mask_first_token and not self.pool_with_global:
+            logger.warning("`mask_first_token=True` hides <s> from every query, so `pool_with_global` is set to True.")
+            self.pool_with_global = True
+
+    def _validate_int(self, name, minimum, maximum, example):
+        value = getattr(self, name)
+        rule = f"must be an int of at least {minimum}" + (f" and at most {maximum}" if maximum is not None else "")
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise _error(name, value, rule, example)
+        if value < minimum or (maximum is not None and value > maximum):
+            raise _error(name, value, rule, example)
+
+    def _validate_blocks(self):
+        block_size, sparse_block_size, factor = self.block_size, self.sparse_block_size, self.sparsity_factor
+        if block_size % factor:
+            divisors = [i for i in range(1, block_size + 1) if block_size % i == 0]
+            nearest = min(divisors, key=lambda i: abs(i - factor))
+            raise _error("sparsity_factor", factor, f"must divide block_size={block_size}", nearest)
+        # These two choose among the tokens of a chunk of min(block_size, sparse_block_size): chunks must tile blocks.
+        if self.sparsity_type in ("norm", "lsh") and sparse_block_size < block_size:
+            if block_size % sparse_block_size or sparse_block_size % factor:
+                raise _error(
+                    "sparse_block_size",
+                    sparse_block_size,
+                    f"must divide block_size={block_size} and be a multiple of sparsity_factor={factor}, or be at "
+                    f"least block_size, when sparsity_type={self.sparsity_type!r}",
+                    block_size,
+                )
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """[`~transformers.PretrainedConfig.from_dict`] whose result is valid with `kwargs` taken in too."""
+        result = super().from_dict(config_dict, **kwargs)
+        (result[0] if isinstance(result, tuple) else result).validate_lsg()
+        return result
+
+    def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
+        """
+        [`~transformers.PretrainedConfig.save_pretrained`], which also puts the code beside `config.json`, so that the
+        folder loads with `trust_remote_code=True` where `lsg_xlmr` is not installed. Saving a model or a `Trainer`
+        checkpoint comes through here as well.
+        """
+        self.validate_lsg()
+        # A hub load rewrites the entries to "repo--module.Class"; the code travels with this folder.
+        self.auto_map = dict(AUTO_MAP)
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        self.write_code(save_directory)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def write_code(self, save_directory):
+        """Copy the two files this class and the models are defined in to `save_directory`."""
+        for name in CODE_FILES:
+            source = Path(__file__).with_name(name)
+            if not source.is_file():  # a config alone was loaded: only its own file was fetched
+                source = Path(cached_file(self.name_or_path, name))
+            target = Path(save_directory) / name
+            if source.resolve() != target.resolve():
+                shutil.copyfile(source, target)
+
+
+def _error(name, value, rule, example):
+    return ValueError(f"LSGConfig: `{name}` {rule}, got {value!r}; {name}={example!r} would do.")
+
+
+LSGXLMRobertaConfig = LSGConfig  # the name published checkpoints use

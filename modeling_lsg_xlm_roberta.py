@@ -1,0 +1,862 @@
+# Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
+# Made from the files of lsg_xlmr/ by `python lsg_xlmr/drop_in.py .`: edit those, not this one.
+"""XLM-RoBERTa with LSG attention, in one file."""
+
+from functools import lru_cache, partial
+
+import torch
+from torch import nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention as torch_flex_attention
+from torch.nn.functional import dropout as apply_dropout, pad, scaled_dot_product_attention
+from transformers.integrations.flex_attention import compile_friendly_flex_attention
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.models.xlm_roberta.modeling_xlm_roberta import (
+    XLMRobertaEmbeddings,
+    XLMRobertaEncoder,
+    XLMRobertaForCausalLM,
+    XLMRobertaForMaskedLM,
+    XLMRobertaForMultipleChoice,
+    XLMRobertaForQuestionAnswering,
+    XLMRobertaForSequenceClassification,
+    XLMRobertaForTokenClassification,
+    XLMRobertaLayer,
+    XLMRobertaModel,
+    XLMRobertaPooler,
+    XLMRobertaPreTrainedModel,
+    XLMRobertaSelfAttention,
+)
+from transformers.utils import logging
+
+from .configuration_lsg import MAX_GLOBAL_TOKENS, LSGConfig, LSGXLMRobertaConfig
+
+
+# The sparse tokens of LSG attention, made in six ways (Condevaux & Harispe, PAKDD 2023, section 3.2).
+#
+# The six functions share one signature. Shapes: `n` batch, `h` heads, `t` tokens (a multiple of `config.block_size`),
+# `d` head size, `e` value size, `f = config.sparsity_factor`.
+#
+# Args:
+#     key (`torch.Tensor` of shape `n h t d`), value (`torch.Tensor` of shape `n h t e`): the tokens', without globals.
+#     mask (`torch.BoolTensor` of shape `n t`, or `None` when no token is masked): `True` where a token counts.
+#     first_query (`torch.Tensor` of shape `n h 1 d`): the first token's query, used by `bos_pooling`.
+#     projections (list of `torch.Tensor` of shape `h d p`): used by `lsh`, see [`lsh_projections`].
+#     config ([`LSGConfig`]).
+#
+# Returns:
+#     sparse keys `n h t/f d`, sparse values `n h t/f e`, and their mask (`n h t/f` or `n 1 t/f`, bool, `None` if none
+#     is masked). Values are combined linearly, with weights that do not depend on them. Selection and hashing pass no
+#     gradient; the chosen keys and values do.
+
+
+def norm(key, value, mask, first_query, projections, config):
+    """The `chunk/f` keys of largest L2 norm in each chunk of `min(block_size, sparse_block_size)` tokens."""
+    chunk = _chunk_size(config)
+    norms = torch.linalg.vector_norm(key.detach(), dim=-1, dtype=torch.float32)  # n h t
+    if mask is not None:
+        norms = norms * mask[:, None]
+    index = norms.unflatten(-1, (-1, chunk)).topk(chunk // config.sparsity_factor, sorted=True).indices
+    starts = torch.arange(0, key.shape[2], chunk, device=key.device)
+    return _take(key, value, mask, (index + starts[:, None]).flatten(2))
+
+
+def pooling(key, value, mask, first_query, projections, config):
+    """The mean over the unmasked tokens of each run of `f` tokens."""
+    f = config.sparsity_factor
+    if mask is None:
+        return key.unflatten(2, (-1, f)).mean(3), value.unflatten(2, (-1, f)).mean(3), None
+    weights = mask.to(key.dtype).unflatten(1, (-1, f))[:, None]  # n 1 t/f f
+    return _weighted_sum(key, value, mask, weights / weights.sum(-1, keepdim=True).clamp(min=1))
+
+
+def bos_pooling(key, value, mask, first_query, projections, config):
+    """
+    The mean of each run of `f` tokens, weighted by the softmax of the first token's attention scores. As in the
+    published code, a run that is all masked is the plain mean of its tokens and is seen: no sparse token is masked.
+    """
+    scores = (first_query @ key.transpose(2, 3))[:, :, 0] * key.shape[-1] ** -0.5  # n h t
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None], torch.finfo(scores.dtype).min)
+    weights = scores.unflatten(2, (-1, config.sparsity_factor)).softmax(-1)  # n h t/f f
+    return _weighted_sum(key, value, None, weights)
+
+
+def lsh(key, value, mask, first_query, projections, config):
+    """
+    The centroids of `chunk/f` LSH clusters of each chunk of `min(block_size, sparse_block_size)` tokens: the cluster
+    is the largest of the key direction's products with the random projections and their negatives.
+    """
+    f = config.sparsity_factor
+    if f == config.sparse_block_size:
+        return bos_pooling(key, value, mask, first_query, projections, config)
+    chunk = _chunk_size(config)
+    sizes = lsh_cluster_counts(config)
+    token_mask = key.new_ones(1, key.shape[2], dtype=torch.bool) if mask is None else mask
+    counted = token_mask[:, None, :, None].unflatten(2, (-1, chunk))  # n 1 t/chunk chunk 1
+    with torch.no_grad():
+        # Float32 throughout: a hash is a comparison, and half precision would move tokens between clusters.
+        merged = key.float().unflatten(2, (-1, chunk)) * counted  # n h t/chunk chunk d: sums of the clusters so far
+        cluster = torch.arange(chunk, device=key.device).expand(merged.shape[:-1])
+        for size, projection in zip(sizes, projections):
+            products = torch.nn.functional.normalize(merged, dim=-1) @ projection[:, None]
+            hashed = torch.cat([products, -products], dim=-1)[..., :size].argmax(-1)
+            cluster = hashed.gather(-1, cluster)
+            merged = _cluster_sums(merged, hashed, size)
+        counts = _cluster_sums(counted.float().expand(*cluster.shape, 1), cluster, sizes[-1])  # n h t/chunk chunk/f 1
+    sparse_key, sparse_value = (
+        (_cluster_sums(x.unflatten(2, (-1, chunk)) * counted, cluster, sizes[-1]) / counts.clamp(min=1).to(x.dtype))
+        .flatten(2, 3)
+        .contiguous()
+        for x in (key, value)
+    )
+    return sparse_key, sparse_value, counts.squeeze(-1).flatten(2) > 0
+
+
+def stride(key, value, mask, first_query, projections, config):
+    """Every `f`-th token; head `j` starts at `j % f`."""
+    f = config.sparsity_factor
+    starts = torch.arange(key.shape[1], device=key.device) % f
+    return _take(key, value, mask, (starts[:, None] + torch.arange(0, key.shape[2], f, device=key.device))[None])
+
+
+def block_stride(key, value, mask, first_query, projections, config):
+    """`block_size/f` consecutive tokens of each block; head `j` starts at `(j * block_size/f) % block_size`."""
+    block_size, step = config.block_size, config.block_size // config.sparsity_factor
+    starts = torch.arange(key.shape[1], device=key.device) * step % block_size
+    blocks = torch.arange(0, key.shape[2], block_size, device=key.device)
+    run = torch.arange(step, device=key.device)
+    return _take(key, value, mask, (starts[:, None, None] + blocks[:, None] + run).flatten(1)[None])
+
+
+SPARSITY_FUNCTIONS = {
+    "norm": norm,
+    "pooling": pooling,
+    "bos_pooling": bos_pooling,
+    "lsh": lsh,
+    "stride": stride,
+    "block_stride": block_stride,
+}
+
+
+def sparse_tokens(key, value, mask, first_query, projections, config):
+    """The sparse tokens of `config.sparsity_type`; arguments and result as described at the top of the file."""
+    if config.sparsity_factor == 1:
+        return key, value, None if mask is None else mask[:, None]
+    return SPARSITY_FUNCTIONS[config.sparsity_type](key, value, mask, first_query, projections, config)
+
+
+@lru_cache(maxsize=128)
+def lsh_projections(seed, layer_idx, num_heads, head_dim, cluster_counts, device):
+    """
+    Standard normal projections of `lsh`, the same for the same arguments on every machine and device.
+
+    Returns:
+        a list with one float32 tensor of shape `h d ceil(clusters/2)` per round.
+    """
+    generator = torch.Generator().manual_seed(seed + layer_idx)
+    shapes = [(num_heads, head_dim, (count + 1) // 2) for count in cluster_counts]
+    return [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+
+
+def lsh_cluster_counts(config):
+    """Clusters per chunk after each round of `lsh`."""
+    chunk = _chunk_size(config)
+    return (chunk,) * config.lsh_num_pre_rounds + (chunk // config.sparsity_factor,)
+
+
+def _chunk_size(config):
+    return min(config.block_size, config.sparse_block_size)
+
+
+def _take(key, value, mask, index):
+    """Tokens at `index` (`n|1 h t/f`) of every sequence."""
+    index = index.expand(key.shape[0], -1, -1)
+    sparse_key, sparse_value = (x.gather(2, index[..., None].expand(-1, -1, -1, x.shape[-1])) for x in (key, value))
+    if mask is not None:
+        mask = mask[:, None].expand(-1, index.shape[1], -1).gather(2, index)
+    return sparse_key, sparse_value, mask
+
+
+def _weighted_sum(key, value, mask, weights):
+    """Sums of runs of `f` tokens with `weights` (`n h|1 t/f f`)."""
+    f = weights.shape[-1]
+    sparse_key, sparse_value = ((x.unflatten(2, (-1, f)) * weights[..., None]).sum(3) for x in (key, value))
+    return sparse_key, sparse_value, None if mask is None else mask.unflatten(1, (-1, f)).any(-1)[:, None]
+
+
+def _cluster_sums(x, cluster, size):
+    """Sums of `x` (`... c d`) by `cluster` (`... c`, values below `size`): `... size d`."""
+    sums = x.new_zeros(*x.shape[:-2], size, x.shape[-1])
+    return sums.scatter_add(-2, cluster[..., None].expand(x.shape), x)
+
+
+# The LSG product: from queries, keys, values and a mask to the context.
+#
+# Shapes: `n` batch, `h` heads, `d` head size, `G = config.num_global_tokens`, `t` tokens (a multiple of
+# `b = config.block_size`), `T = G + t` positions (globals first), `m = t/f` sparse tokens, `step = b/f` of them per
+# block, `s = config.sparse_block_size`, `w` keys in a window.
+#
+# A token's query in block `i` sees the globals, the tokens of blocks `i-1, i, i+1`, the `s` sparse tokens before
+# `(i-1)*step` and the `s` from `(i+2)*step` on; a global query sees every global and token (Condevaux & Harispe, PAKDD
+# 2023, section 3). The three implementations share one signature and give the same numbers:
+#
+# - `eager_attention`: dense and simple, the only one that returns attention weights;
+# - `sdpa_attention`: block by block, each block's window of keys gathered in one small buffer (CPU), or all windows at
+#   once for `torch.nn.functional.scaled_dot_product_attention` (elsewhere);
+# - `flex_attention`: `torch.nn.attention.flex_attention` over `[tokens | sparse | globals]`, without windows.
+
+
+def lsg_attention(query, key, value, mask, projections, config, implementation, scaling, dropout=0.0):
+    """
+    Args:
+        query, key, value (`torch.Tensor` of shape `n h T d`): globals first; `t <= 2*b`, or a multiple of `b`.
+        mask (`torch.BoolTensor` of shape `n T`, or `None`): `True` where a key may be seen.
+        projections (list of `torch.Tensor`, or `None`): for `sparsity_type="lsh"`.
+        config ([`LSGConfig`]).
+        implementation (`str`): a key of `LSG_ATTENTION_FUNCTIONS`.
+        scaling (`float`): what scores are multiplied by.
+        dropout (`float`): probability of dropping an attention weight.
+
+    Returns:
+        the context `n T h d` and, from `"eager"`, the attention weights `n h T T` (otherwise `None`). The rows of
+        queries that are masked themselves carry no meaning.
+    """
+    num_global_tokens = config.num_global_tokens
+    if key.shape[2] - num_global_tokens <= 2 * config.block_size:
+        attention = _full_eager_attention if implementation == "eager" else _full_attention
+        return attention(query, key, value, mask, scaling, dropout)
+    if implementation == "flex_attention" and dropout > 0:
+        implementation = "sdpa"  # FlexAttention has no dropout
+    select = partial(
+        sparse_tokens if config.has_sparse_tokens else _no_sparse_tokens,
+        mask=None if mask is None else mask[:, num_global_tokens:],
+        first_query=query[:, :, num_global_tokens : num_global_tokens + 1],
+        projections=projections,
+        config=config,
+    )
+    return LSG_ATTENTION_FUNCTIONS[implementation](query, key, value, mask, select, config, scaling, dropout)
+
+
+def is_visible(q, k, t, m, block_size, sparse_block_size):
+    """
+    The LSG pattern of one token query: whether the query at token index `q` sees the key at index `k` of
+    `[tokens | sparse tokens | globals]`. Any broadcastable integer tensors will do.
+    """
+    step = m * block_size // t
+    block, sparse = q // block_size, k - t
+    left, right = (block - 1) * step, (block + 2) * step
+    is_local = (k < t) & ((k // block_size - block).abs() <= 1)
+    is_left = (sparse >= left - sparse_block_size) & (sparse < left)
+    is_right = (sparse >= right) & (sparse < right + sparse_block_size)
+    return is_local | ((sparse >= 0) & (sparse < m) & (is_left | is_right)) | (sparse >= m)
+
+
+def eager_attention(query, key, value, mask, select, config, scaling, dropout):
+    """Dense scores over tokens, sparse tokens and globals. A sparse token's weight is spread over its tokens."""
+    num_global_tokens, (n, h, _, _) = config.num_global_tokens, key.shape
+    t = key.shape[2] - num_global_tokens
+    # A sparse value is a weighted sum of values: with the identity in their place, the weights themselves come out.
+    identity = torch.eye(t, dtype=key.dtype, device=key.device).expand(n, h, t, t)
+    sparse_key, spread, sparse_mask = select(key[:, :, num_global_tokens:], identity)  # n h m d, n h m t
+    m = sparse_key.shape[2]
+    index = torch.arange(t + m + num_global_tokens, device=key.device)
+    visible = is_visible(index[:t, None], index, t, m, config.block_size, config.sparse_block_size)  # t t+m+G
+    if mask is not None or sparse_mask is not None:
+        visible = visible & _key_mask(mask, sparse_mask, key, m, num_global_tokens)[:, :, None]
+    keys = _tokens_sparse_globals(key, sparse_key, num_global_tokens)
+    scores = (query[:, :, num_global_tokens:] @ keys.transpose(2, 3)) * scaling
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    to_tokens, to_sparse, to_globals = weights.split((t, m, num_global_tokens), -1)
+    weights = torch.cat([to_globals, to_tokens + to_sparse @ spread], -1)  # n h t T
+    global_weights = _full_weights(query[:, :, :num_global_tokens], key, mask, scaling)
+    return _eager_context(torch.cat([global_weights, weights], 2), value, dropout)
+
+
+def sdpa_attention(query, key, value, mask, select, config, scaling, dropout):
+    """Fused or blocked kernels on windows of keys; memory grows with `t`."""
+    num_global_tokens = config.num_global_tokens
+    sparse_key, sparse_value, sparse_mask = select(key[:, :, num_global_tokens:], value[:, :, num_global_tokens:])
+    if query.device.type == "cpu":
+        context = BlockwiseAttention.apply(
+            query, key, value, sparse_key, sparse_value, mask, sparse_mask, config, scaling, dropout
+        )
+        return context, None
+    t, m = key.shape[2] - num_global_tokens, sparse_key.shape[2]
+    key_mask = _key_mask(mask, sparse_mask, key, m, num_global_tokens)
+    windows = partial(_windows, t=t, config=config)
+    keys = windows(_tokens_sparse_globals(key, sparse_key, num_global_tokens))  # n h*t/b W d
+    values = windows(_tokens_sparse_globals(value, sparse_value, num_global_tokens))
+    # The windows at both ends reach outside the sequence, where the padding of the mask is `False`.
+    window_mask = windows(key_mask.expand(-1, key.shape[1], -1)[..., None]).transpose(2, 3)  # n h*t/b 1 W
+    queries = query[:, :, num_global_tokens:].unflatten(2, (-1, config.block_size)).flatten(1, 2)
+    context = scaled_dot_product_attention(queries, keys, values, window_mask, dropout, scale=scaling)
+    context = context.unflatten(1, (key.shape[1], -1)).flatten(2, 3).transpose(1, 2)  # n t h d
+    return _with_globals(context, query, key, value, mask, config, scaling, dropout), None
+
+
+def flex_attention(query, key, value, mask, select, config, scaling, dropout):
+    """FlexAttention with a block mask of the LSG pattern; compiled by torch on first use, except on CPU."""
+    num_global_tokens = config.num_global_tokens
+    sparse_key, sparse_value, sparse_mask = select(key[:, :, num_global_tokens:], value[:, :, num_global_tokens:])
+    t, m = key.shape[2] - num_global_tokens, sparse_key.shape[2]
+    block_mask = _flex_block_mask(t, m, num_global_tokens, config.block_size, config.sparse_block_size, key.device)
+    if mask is not None or sparse_mask is not None:
+        key_mask = _key_mask(mask, sparse_mask, key, m, num_global_tokens)
+        block_mask = _with_key_mask(block_mask, key_mask.expand(-1, key.shape[1], -1))
+    attention = torch_flex_attention if key.device.type == "cpu" else compile_friendly_flex_attention
+    context = attention(
+        query[:, :, num_global_tokens:],
+        _tokens_sparse_globals(key, sparse_key, num_global_tokens),
+        _tokens_sparse_globals(value, sparse_value, num_global_tokens),
+        block_mask=block_mask,
+        scale=scaling,
+    )
+    return _with_globals(context.transpose(1, 2), query, key, value, mask, config, scaling, dropout), None
+
+
+LSG_ATTENTION_FUNCTIONS = {"eager": eager_attention, "sdpa": sdpa_attention, "flex_attention": flex_attention}
+
+
+class BlockwiseAttention(torch.autograd.Function):
+    """
+    The LSG product one block of queries at a time, all heads together: the block's window of keys is gathered in a
+    buffer that stays in cache, and nothing of the size `t x window` is ever kept. The backward pass computes each
+    block's weights again (as FlashAttention does; Dao et al., 2022, arXiv 2205.14135), dropout included, from a seed.
+
+    Sequences are handled one by one, so that blocks of padding cost nothing.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, sparse_key, sparse_value, mask, sparse_mask, config, scaling, dropout):
+        ctx.config, ctx.scaling, ctx.dropout = config, scaling, dropout
+        ctx.seed = int(torch.randint(2**62, ())) if dropout > 0 else None
+        buffers, drop = _Buffers(query), _Dropout(dropout, ctx.seed)
+        n, h, positions, d = query.shape
+        context = query.new_zeros(n, positions, h, d)
+        with torch.autocast("cpu", enabled=False):
+            for sequence, queries, pieces, key_mask in _blocks(mask, sparse_mask, key, sparse_key, config):
+                keys = buffers.gather("keys", pieces, key[sequence], sparse_key[sequence])  # h w d
+                values = buffers.gather("values", pieces, value[sequence], sparse_value[sequence])
+                weights = _block_weights(buffers, query[sequence, :, queries], keys, key_mask, scaling)
+                block = torch.bmm(drop(weights, buffers), values)
+                context[sequence, queries] = block.transpose(0, 1)
+        if dropout > 0:
+            context /= 1 - dropout
+        ctx.save_for_backward(query, key, value, sparse_key, sparse_value, mask, sparse_mask, context)
+        return context
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_context):
+        query, key, value, sparse_key, sparse_value, mask, sparse_mask, context = ctx.saved_tensors
+        buffers, drop = _Buffers(query), _Dropout(ctx.dropout, ctx.seed)
+        # Laid out `n T h d` like the projections they go back to.
+        grad_query, grad_key, grad_value = (
+            torch.zeros_like(context).to(x.dtype).transpose(1, 2) for x in (query, key, value)
+        )
+        grad_sparse_key, grad_sparse_value = torch.zeros_like(sparse_key), torch.zeros_like(sparse_value)
+        for sequence, queries, pieces, key_mask in _blocks(mask, sparse_mask, key, sparse_key, ctx.config):
+            q = query[sequence, :, queries]
+            keys = buffers.gather("keys", pieces, key[sequence], sparse_key[sequence])
+            values = buffers.gather("values", pieces, value[sequence], sparse_value[sequence])
+            weights = _block_weights(buffers, q, keys, key_mask, ctx.scaling)  # h b w
+            grad = grad_context[sequence, queries].transpose(0, 1)  # h b d
+            # What the softmax's backward subtracts from every weight's gradient.
+            mean = (grad * context[sequence, queries].transpose(0, 1)).sum(-1, keepdim=True)
+            grad = grad / (1 - ctx.dropout)
+            grad_weights = torch.bmm(grad, values.transpose(1, 2), out=buffers.empty("grad_weights", weights.shape))
+            dropped = drop(weights, buffers, grad_weights)
+            grad_values = torch.bmm(dropped.transpose(1, 2), grad, out=buffers.empty("values", values.shape))
+            buffers.scatter(grad_values, pieces, grad_value[sequence], grad_sparse_value[sequence])
+            grad_scores = grad_weights.sub_(mean).mul_(weights)
+            grad_query[sequence, :, queries] = torch.bmm(grad_scores, keys).mul_(ctx.scaling)
+            grad_keys = torch.bmm(grad_scores.transpose(1, 2), q, out=buffers.empty("values", keys.shape))
+            buffers.scatter(grad_keys.mul_(ctx.scaling), pieces, grad_key[sequence], grad_sparse_key[sequence])
+        return grad_query, grad_key, grad_value, grad_sparse_key, grad_sparse_value, None, None, None, None, None
+
+
+class _Buffers:
+    """Scratch tensors reused from block to block: fresh ones would leave the cache, and fault in new pages."""
+
+    def __init__(self, like):
+        self.like, self.storage = like, {}
+
+    def empty(self, name, shape):
+        size = torch.Size(shape).numel()
+        if name not in self.storage or self.storage[name].numel() < size:
+            self.storage[name] = self.like.new_empty(size)
+        return self.storage[name][:size].view(shape)
+
+    def gather(self, name, pieces, tokens, sparse):
+        """The window: slices of `tokens` (`h T d`) and `sparse` (`h m d`) one after the other."""
+        width = sum(stop - start for _, start, stop in pieces)
+        window = self.empty(name, (tokens.shape[0], width, tokens.shape[2]))
+        parts = [(sparse if is_sparse else tokens)[:, start:stop] for is_sparse, start, stop in pieces]
+        return torch.cat(parts, 1, out=window)
+
+    @staticmethod
+    def scatter(window, pieces, tokens, sparse):
+        """Add the window's slices to where [`gather`] took them."""
+        parts = window.split([stop - start for _, start, stop in pieces], 1)
+        for part, (is_sparse, start, stop) in zip(parts, pieces):
+            (sparse if is_sparse else tokens)[:, start:stop] += part
+
+
+class _Dropout:
+    """Dropout of weights, without the rescaling, that draws the same again from the same seed."""
+
+    def __init__(self, probability, seed):
+        self.keep = 1 - probability
+        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
+
+    def __call__(self, weights, buffers, grad_weights=None):
+        if self.generator is None:
+            return weights
+        kept = buffers.empty("kept", weights.shape).bernoulli_(self.keep, generator=self.generator)
+        if grad_weights is not None:
+            grad_weights.mul_(kept)
+        return kept.mul_(weights)
+
+
+def _block_weights(buffers, query, keys, key_mask, scaling):
+    scores = buffers.empty("weights", (*query.shape[:2], keys.shape[1]))  # h b w
+    torch.baddbmm(scores, query, keys.transpose(1, 2), beta=0, alpha=scaling, out=scores)
+    if key_mask is not None:
+        scores.masked_fill_(~key_mask[:, None], -torch.inf)
+    return torch.softmax(scores, -1, out=scores)
+
+
+def _blocks(mask, sparse_mask, key, sparse_key, config):
+    """
+    All products of the LSG pattern, a sequence and a block of queries at a time, as `(sequence, queries, pieces,
+    key_mask)`: `queries` a slice of positions, `pieces` the window as `(is_sparse, start, stop)` slices of the keys or
+    the sparse keys, `key_mask` (`1|h w`, bool, `None` where nothing is masked) that of the window. Blocks and keys
+    that are nothing but padding are left out.
+    """
+    num_global_tokens, b, s = config.num_global_tokens, config.block_size, config.sparse_block_size
+    n, positions, m = key.shape[0], key.shape[2], sparse_key.shape[2]
+    t = positions - num_global_tokens
+    step = m * b // t
+    for sequence in range(n):
+        first, last = _bounds(mask, sequence, num_global_tokens, t)
+        globals_piece = (False, 0, num_global_tokens)
+        token_pieces = [globals_piece, (False, num_global_tokens + first, num_global_tokens + last)]
+        yield _block(sequence, slice(0, num_global_tokens), token_pieces, mask, sparse_mask)
+        # Where sparse tokens are made of masked tokens too (`bos_pooling`), no block is without effect.
+        seen_through_sparse = mask is not None and sparse_mask is None and m > 0
+        for i in range(t // b) if seen_through_sparse else range(first // b, -(-last // b)):
+            near = max((i - 1) * b, first), min((i + 2) * b, last)
+            left = max((i - 1) * step - s, 0), max((i - 1) * step, 0)
+            right = min((i + 2) * step, m), min((i + 2) * step + s, m)
+            pieces = [
+                globals_piece,
+                (True, *left),
+                (False, num_global_tokens + near[0], num_global_tokens + near[1]),
+                (True, *right),
+            ]
+            queries = slice(num_global_tokens + i * b, num_global_tokens + (i + 1) * b)
+            yield _block(sequence, queries, pieces, mask, sparse_mask)
+
+
+def _bounds(mask, sequence, num_global_tokens, t):
+    """The first unmasked token and the one after the last."""
+    if mask is None:
+        return 0, t
+    kept = mask[sequence, num_global_tokens:].nonzero()
+    return (int(kept[0]), int(kept[-1]) + 1) if len(kept) else (0, 0)
+
+
+def _block(sequence, queries, pieces, mask, sparse_mask):
+    pieces = [piece for piece in pieces if piece[1] < piece[2]]
+    if mask is None and sparse_mask is None:
+        return sequence, queries, pieces, None
+    heads = 1 if sparse_mask is None else sparse_mask.shape[1]
+    parts = []
+    for is_sparse, start, stop in pieces:
+        source = sparse_mask[sequence] if is_sparse and sparse_mask is not None else None
+        if not is_sparse and mask is not None:
+            source = mask[sequence, None].expand(heads, -1)
+        ones = torch.ones(heads, stop - start, dtype=torch.bool)
+        parts.append(ones if source is None else source[:, start:stop])
+    key_mask = torch.cat(parts, 1)
+    return sequence, queries, pieces, None if key_mask.all() else key_mask
+
+
+def _no_sparse_tokens(key, value, mask, first_query, projections, config):
+    return key[:, :, :0], value[:, :, :0], None
+
+
+def _tokens_sparse_globals(x, sparse, num_global_tokens):
+    return torch.cat([x[:, :, num_global_tokens:], sparse, x[:, :, :num_global_tokens]], 2)
+
+
+def _key_mask(mask, sparse_mask, key, m, num_global_tokens):
+    """Mask of `[tokens | sparse | globals]`, `n 1|h t+m+G`."""
+    n, _, positions, _ = key.shape
+    mask = key.new_ones(n, positions, dtype=torch.bool) if mask is None else mask
+    sparse_mask = key.new_ones(n, 1, m, dtype=torch.bool) if sparse_mask is None else sparse_mask
+    return _tokens_sparse_globals(
+        mask[:, None, :, None].expand(-1, sparse_mask.shape[1], -1, -1), sparse_mask[..., None], num_global_tokens
+    ).squeeze(-1)
+
+
+def _windows(x, t, config):
+    """Windows of all blocks at once, of `[tokens | sparse | globals]` (`n h t+m+G d`): `n h*t/b W d`."""
+    b, s = config.block_size, config.sparse_block_size
+    tokens, sparse, global_part = x.split((t, x.shape[2] - t - config.num_global_tokens, config.num_global_tokens), 2)
+    blocks = t // b
+    parts = [global_part[:, :, None].expand(-1, -1, blocks, -1, -1), pad(tokens, (0, 0, b, b)).unfold(2, 3 * b, b)]
+    parts[1] = parts[1].transpose(3, 4)
+    if sparse.shape[2]:
+        step = sparse.shape[2] // blocks
+        left = pad(sparse, (0, 0, step + s, 0))
+        right = pad(sparse, (0, 0, 0, 2 * step + s))[:, :, 2 * step :]
+        parts += [side.unfold(2, s, step)[:, :, :blocks].transpose(3, 4) for side in (left, right)]
+    return torch.cat(parts, 3).flatten(1, 2)
+
+
+def _with_globals(context, query, key, value, mask, config, scaling, dropout):
+    """The tokens' context (`n t h d`) with that of the global queries, which see everything, before it."""
+    global_query = query[:, :, : config.num_global_tokens]
+    return torch.cat([_full_attention(global_query, key, value, mask, scaling, dropout)[0], context], 1)
+
+
+def _full_attention(query, key, value, mask, scaling, dropout):
+    mask = None if mask is None else mask[:, None, None].expand(-1, -1, query.shape[2], -1)
+    context = scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling)
+    return context.transpose(1, 2), None
+
+
+def _full_eager_attention(query, key, value, mask, scaling, dropout):
+    return _eager_context(_full_weights(query, key, mask, scaling), value, dropout)
+
+
+def _full_weights(query, key, mask, scaling):
+    scores = (query @ key.transpose(2, 3)) * scaling
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
+    return scores.softmax(-1)
+
+
+def _eager_context(weights, value, dropout):
+    weights = apply_dropout(weights, dropout)
+    return (weights @ value).transpose(1, 2), weights
+
+
+@lru_cache(maxsize=32)
+def _flex_block_mask(t, m, num_global_tokens, block_size, sparse_block_size, device):
+    """The pattern's block mask, the same for every layer, head and sequence."""
+
+    def mask_mod(batch, head, q, k):
+        return is_visible(q, k, t, m, block_size, sparse_block_size)
+
+    return create_block_mask(mask_mod, None, None, t, t + m + num_global_tokens, device=device)
+
+
+def _with_key_mask(block_mask, key_mask):
+    """`block_mask` with the keys of `key_mask` (`n h t+m+G`) alone: none of its blocks can count as full any more."""
+    blocks = block_mask.to_dense()
+    pattern = block_mask.mask_mod
+
+    def mask_mod(batch, head, q, k):
+        return pattern(batch, head, q, k) & key_mask[batch, head, k]
+
+    return BlockMask.from_kv_blocks(
+        blocks.sum(-1, dtype=torch.int32),
+        blocks.argsort(dim=-1, descending=True, stable=True).to(torch.int32),
+        BLOCK_SIZE=block_mask.BLOCK_SIZE,
+        mask_mod=mask_mod,
+        seq_lengths=block_mask.seq_lengths,
+    )
+
+
+# XLM-RoBERTa with LSG (local + sparse + global) attention: the stock model with other embeddings, another
+# self-attention and another encoder loop; heads, losses and everything else are transformers' own.
+#
+# With `config.is_decoder=True` it is the stock causal decoder: dense causal attention, a cache, no global tokens.
+
+
+logger = logging.get_logger(__name__)
+
+
+class LSGEmbeddings(XLMRobertaEmbeddings):
+    """XLM-RoBERTa's embeddings and, before them, the global tokens', which have neither position nor type."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.config = config
+        self.global_embeddings = nn.Embedding(MAX_GLOBAL_TOKENS, config.hidden_size)
+
+    def forward(
+        self, input_ids=None, token_type_ids=None, position_ids=None, inputs_embeds=None, past_key_values_length=0
+    ):
+        """
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`; without the
+            globals for a decoder.
+
+        Raises:
+            ValueError: the input is longer than the positions, or than `adaptive=False` allows.
+        """
+        self._check_length(input_ids, position_ids, inputs_embeds, past_key_values_length)
+        embeddings = super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, past_key_values_length)
+        if self.config.is_decoder:
+            return embeddings
+        global_embeddings = self.global_embeddings.weight[: self.config.num_global_tokens]
+        global_embeddings = self.LayerNorm(global_embeddings.expand(embeddings.shape[0], -1, -1))
+        return torch.cat([self.dropout(global_embeddings), embeddings], dim=1)
+
+    def _check_length(self, input_ids, position_ids, inputs_embeds, past_key_values_length):
+        length = past_key_values_length + (inputs_embeds if input_ids is None else input_ids).shape[1]
+        maximum = self.config.max_sequence_length
+        if length > maximum:
+            # Padding takes no position, and positions may be given: only then is the input itself looked at.
+            if position_ids is not None:
+                length = int(position_ids.max()) - self.padding_idx
+            elif input_ids is not None:
+                length = past_key_values_length + int(input_ids.ne(self.padding_idx).sum(1).max())
+            if length > maximum:
+                raise ValueError(
+                    f"The input has {length} tokens, but the model has positions for {maximum} "
+                    f"(max_position_embeddings={self.config.max_position_embeddings}). Truncate the input "
+                    f"(`truncation=True, max_length={maximum}`), or convert the checkpoint to a longer "
+                    "max_sequence_length."
+                )
+        block_size = self.config.block_size
+        if not self.config.adaptive and not self.config.is_decoder and length > 2 * block_size and length % block_size:
+            shorter = length // block_size * block_size
+            raise ValueError(
+                f"The input has {length} tokens; with adaptive=False a length over {2 * block_size} must be a "
+                f"multiple of block_size={block_size}: {shorter} or {shorter + block_size} would do, and so would "
+                "adaptive=True, which pads inside the model."
+            )
+
+
+class LSGAttention(XLMRobertaSelfAttention):
+    """XLM-RoBERTa's self-attention with the LSG product in the place of the dense one."""
+
+    def forward(self, hidden_states, attention_mask=None, past_key_values=None, output_attentions=False, **kwargs):
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`):
+                globals first, the tokens padded to whole blocks where they are more than two.
+            attention_mask (`torch.BoolTensor` of shape `hidden_states.shape[:2]`, *optional*): `True` where a key
+                may be seen; `None` where all may.
+            output_attentions (`bool`): return the attention weights, by eager attention if need be.
+
+        Returns:
+            the context, of the shape of `hidden_states`, and the attention weights of shape `(batch_size, num_heads,
+            length, length)` over globals and tokens where they are asked for, otherwise `None`.
+        """
+        if self.is_decoder:
+            kwargs["output_attentions"] = output_attentions
+            return super().forward(hidden_states, attention_mask, past_key_values=past_key_values, **kwargs)
+        implementation = self.config._attn_implementation
+        if output_attentions and implementation != "eager":
+            logger.warning_once(f"`output_attentions=True` needs eager attention: {implementation} gives way to it.")
+            implementation = "eager"
+        hidden_shape = (*hidden_states.shape[:2], -1, self.attention_head_size)
+        query, key, value = (
+            projection(hidden_states).view(hidden_shape).transpose(1, 2)  # n h T d
+            for projection in (self.query, self.key, self.value)
+        )
+        context, weights = lsg_attention(
+            query,
+            key,
+            value,
+            attention_mask,
+            self.lsh_projections(hidden_states.device),
+            self.config,
+            implementation,
+            self.scaling,
+            self.dropout.p if self.training else 0.0,
+        )
+        return context.reshape(hidden_states.shape), weights
+
+    def lsh_projections(self, device):
+        """This layer's random projections, or `None` for another `sparsity_type`; see [`lsh_projections`]."""
+        if self.config.sparsity_type != "lsh" or not self.config.has_sparse_tokens:
+            return None
+        return lsh_projections(
+            self.config.lsh_seed,
+            self.layer_idx,
+            self.num_attention_heads,
+            self.attention_head_size,
+            lsh_cluster_counts(self.config),
+            device,
+        )
+
+
+class LSGLayer(XLMRobertaLayer):
+    """
+    XLM-RoBERTa's layer on globals, tokens and padding together. Takes and returns them apart, so that the hidden
+    states a user asks for are the tokens' alone.
+    """
+
+    def __init__(self, config, layer_idx=None):
+        super().__init__(config, layer_idx=layer_idx)
+        self.attention.self = LSGAttention(config, is_causal=config.is_decoder, layer_idx=layer_idx)
+
+    def forward(self, hidden_states, attention_mask=None, global_states=None, padding_states=None, **kwargs):
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): the tokens.
+            attention_mask (`torch.BoolTensor`, *optional*): as [`LSGAttention`] takes it.
+            global_states (`torch.Tensor` of shape `(batch_size, num_global_tokens, hidden_size)`): the globals.
+            padding_states (`torch.Tensor` of shape `(batch_size, padding, hidden_size)`): what fills the last block.
+
+        Returns:
+            the tokens, the globals and the padding, of the same shapes.
+        """
+        parts = (global_states, hidden_states, padding_states)
+        states = super().forward(torch.cat(parts, dim=1), attention_mask, **kwargs)
+        global_states, hidden_states, padding_states = states.split([part.shape[1] for part in parts], dim=1)
+        return hidden_states, global_states, padding_states
+
+
+class LSGEncoder(XLMRobertaEncoder):
+    """The stack of layers, with the global tokens and the padding running beside the tokens."""
+
+    def __init__(self, config):
+        nn.Module.__init__(self)  # the stock one would build a stack of its own first
+        self.config = config
+        self.layer = nn.ModuleList([LSGLayer(config, layer_idx=i) for i in range(config.num_hidden_layers)])
+
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`).
+            attention_mask (`torch.BoolTensor`, *optional*): as [`LSGAttention`] takes it.
+
+        Returns:
+            the last hidden state, `(batch_size, sequence_length, hidden_size)`: with `pool_with_global` the first
+            global token's stands in the place of the first token's.
+        """
+        global_states, hidden_states = hidden_states.tensor_split([self.config.num_global_tokens], dim=1)
+        batch_size, length, hidden_size = hidden_states.shape
+        padding_states = hidden_states.new_zeros(batch_size, _padded_length(length, self.config) - length, hidden_size)
+        for layer in self.layer:
+            hidden_states, global_states, padding_states = layer(
+                hidden_states, attention_mask, global_states, padding_states, **kwargs
+            )
+        if self.config.pool_with_global:
+            hidden_states = torch.cat([global_states[:, :1], hidden_states[:, 1:]], dim=1)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states)
+
+
+class LSGXLMRobertaPreTrainedModel(XLMRobertaPreTrainedModel):
+    """What all LSG models share: see [`~transformers.PreTrainedModel`]."""
+
+    config_class = LSGConfig
+    _no_split_modules = ["LSGEmbeddings", "LSGLayer"]
+    _supports_flash_attn = False
+
+    def get_correct_attn_implementation(self, requested_attention, is_init_check=False):
+        """The implementation to use: `"sdpa"` unless another of ours is asked for.
+
+        Raises:
+            ValueError: LSG attention has no such implementation.
+        """
+        if requested_attention not in (None, *LSG_ATTENTION_FUNCTIONS):
+            raise ValueError(
+                f'attn_implementation="{requested_attention}" is not one LSG attention has. Use one of '
+                + ", ".join(f'"{name}"' for name in LSG_ATTENTION_FUNCTIONS)
+                + "."
+            )
+        return super().get_correct_attn_implementation(requested_attention, is_init_check)
+
+
+class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
+    """The bare encoder, [`~transformers.XLMRobertaModel`] with LSG attention. `hidden_states` are the tokens' only."""
+
+    def __init__(self, config, add_pooling_layer=True):
+        config.validate_lsg()
+        XLMRobertaPreTrainedModel.__init__(self, config)
+        self.gradient_checkpointing = False
+        self.embeddings = LSGEmbeddings(config)
+        self.encoder = XLMRobertaEncoder(config) if config.is_decoder else LSGEncoder(config)
+        self.pooler = XLMRobertaPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    def _create_attention_masks(self, attention_mask, embedding_output, **kwargs):
+        if self.config.is_decoder:
+            return super()._create_attention_masks(
+                attention_mask=attention_mask, embedding_output=embedding_output, **kwargs
+            )
+        return self._create_lsg_mask(attention_mask, embedding_output), None
+
+    def _create_lsg_mask(self, attention_mask, embedding_output):
+        """The mask of globals and padded tokens, `(batch_size, length)`, or `None` if it would hide nothing."""
+        batch_size, length, _ = embedding_output.shape
+        num_global_tokens = self.config.num_global_tokens
+        length -= num_global_tokens
+        padding = _padded_length(length, self.config) - length
+        if attention_mask is None:
+            mask = torch.ones(batch_size, length, dtype=torch.bool, device=embedding_output.device)
+        elif attention_mask.shape == (batch_size, length):
+            mask = attention_mask.to(embedding_output.device) != 0
+        else:
+            raise ValueError(
+                f"`attention_mask` has shape {tuple(attention_mask.shape)}, but LSG attention takes one value per "
+                f"token: {(batch_size, length)}."
+            )
+        if self.config.mask_first_token:
+            mask = torch.cat([torch.zeros_like(mask[:, :1]), mask[:, 1:]], dim=1)
+        if not padding and mask.all():
+            return None
+        return pad(pad(mask, (0, padding), value=False), (num_global_tokens, 0), value=True)
+
+
+class _LSGHead:
+    """Puts [`LSGXLMRobertaModel`] in the place of the stock encoder under a stock head."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.roberta = LSGXLMRobertaModel(config, add_pooling_layer=self.roberta.pooler is not None)
+        self.post_init()
+
+
+class LSGXLMRobertaForMaskedLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForMaskedLM):
+    """[`~transformers.XLMRobertaForMaskedLM`] with LSG attention."""
+
+
+class LSGXLMRobertaForCausalLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForCausalLM):
+    """[`~transformers.XLMRobertaForCausalLM`]; with LSG attention unless `config.is_decoder=True`."""
+
+
+class LSGXLMRobertaForSequenceClassification(
+    _LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForSequenceClassification
+):
+    """[`~transformers.XLMRobertaForSequenceClassification`] with LSG attention."""
+
+
+class LSGXLMRobertaForTokenClassification(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForTokenClassification):
+    """[`~transformers.XLMRobertaForTokenClassification`] with LSG attention."""
+
+
+class LSGXLMRobertaForQuestionAnswering(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForQuestionAnswering):
+    """[`~transformers.XLMRobertaForQuestionAnswering`] with LSG attention."""
+
+
+class LSGXLMRobertaForMultipleChoice(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForMultipleChoice):
+    """[`~transformers.XLMRobertaForMultipleChoice`] with LSG attention."""
+
+
+def _padded_length(length, config):
+    """`length` tokens in whole blocks; up to two blocks they stay as they are."""
+    if length <= 2 * config.block_size:
+        return length
+    return -(-length // config.block_size) * config.block_size
+
+
+__all__ = [
+    "LSGConfig",
+    "LSGXLMRobertaConfig",
+    "LSGXLMRobertaForCausalLM",
+    "LSGXLMRobertaForMaskedLM",
+    "LSGXLMRobertaForMultipleChoice",
+    "LSGXLMRobertaForQuestionAnswering",
+    "LSGXLMRobertaForSequenceClassification",
+    "LSGXLMRobertaForTokenClassification",
+    "LSGXLMRobertaModel",
+    "LSGXLMRobertaPreTrainedModel",
+]
