@@ -205,6 +205,13 @@ def _cluster_sums(x, cluster, size):
 # - `flex_attention`: `torch.nn.attention.flex_attention` over `[tokens | sparse | globals]`, without windows.
 
 
+logger = logging.get_logger(__name__)
+
+
+# Where a loop over blocks is no slower than one big product, and spares its memory.
+BLOCKWISE_DEVICES = ("cpu",)
+
+
 def lsg_attention(query, key, value, mask, projections, config, implementation, scaling, dropout=0.0):
     """
     Args:
@@ -224,8 +231,9 @@ def lsg_attention(query, key, value, mask, projections, config, implementation, 
     if key.shape[2] - num_global_tokens <= 2 * config.block_size:
         attention = _full_eager_attention if implementation == "eager" else _full_attention
         return attention(query, key, value, mask, scaling, dropout)
-    if implementation == "flex_attention" and dropout > 0:
-        implementation = "sdpa"  # FlexAttention has no dropout
+    if implementation == "flex_attention" and (dropout > 0 or (query.device.type == "cpu" and query.requires_grad)):
+        logger.warning_once("FlexAttention has neither dropout nor a backward pass on CPU: sdpa stands in for it there.")
+        implementation = "sdpa"
     select = partial(
         sparse_tokens if config.has_sparse_tokens else _no_sparse_tokens,
         mask=None if mask is None else mask[:, num_global_tokens:],
@@ -275,7 +283,7 @@ def sdpa_attention(query, key, value, mask, select, config, scaling, dropout):
     """Fused or blocked kernels on windows of keys; memory grows with `t`."""
     num_global_tokens = config.num_global_tokens
     sparse_key, sparse_value, sparse_mask = select(key[:, :, num_global_tokens:], value[:, :, num_global_tokens:])
-    if query.device.type == "cpu":
+    if query.device.type in BLOCKWISE_DEVICES:
         context = BlockwiseAttention.apply(
             query, key, value, sparse_key, sparse_value, mask, sparse_mask, config, scaling, dropout
         )
@@ -811,7 +819,9 @@ class _LSGHead:
 
     def __init__(self, config):
         super().__init__(config)
-        self.roberta = LSGXLMRobertaModel(config, add_pooling_layer=self.roberta.pooler is not None)
+        # transformers 5.0 builds the multiple choice head without the pooler that its forward needs
+        has_pooler = self.roberta.pooler is not None or isinstance(self, XLMRobertaForMultipleChoice)
+        self.roberta = LSGXLMRobertaModel(config, add_pooling_layer=has_pooler)
         self.post_init()
 
 

@@ -22,8 +22,16 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention as torch_flex_attention
 from torch.nn.functional import dropout as apply_dropout, pad, scaled_dot_product_attention
 from transformers.integrations.flex_attention import compile_friendly_flex_attention
+from transformers.utils import logging
 
 from .sparsity import sparse_tokens
+
+
+logger = logging.get_logger(__name__)
+
+
+# Where a loop over blocks is no slower than one big product, and spares its memory.
+BLOCKWISE_DEVICES = ("cpu",)
 
 
 def lsg_attention(query, key, value, mask, projections, config, implementation, scaling, dropout=0.0):
@@ -45,8 +53,9 @@ def lsg_attention(query, key, value, mask, projections, config, implementation, 
     if key.shape[2] - num_global_tokens <= 2 * config.block_size:
         attention = _full_eager_attention if implementation == "eager" else _full_attention
         return attention(query, key, value, mask, scaling, dropout)
-    if implementation == "flex_attention" and dropout > 0:
-        implementation = "sdpa"  # FlexAttention has no dropout
+    if implementation == "flex_attention" and (dropout > 0 or (query.device.type == "cpu" and query.requires_grad)):
+        logger.warning_once("FlexAttention has neither dropout nor a backward pass on CPU: sdpa stands in for it there.")
+        implementation = "sdpa"
     select = partial(
         sparse_tokens if config.has_sparse_tokens else _no_sparse_tokens,
         mask=None if mask is None else mask[:, num_global_tokens:],
@@ -96,7 +105,7 @@ def sdpa_attention(query, key, value, mask, select, config, scaling, dropout):
     """Fused or blocked kernels on windows of keys; memory grows with `t`."""
     num_global_tokens = config.num_global_tokens
     sparse_key, sparse_value, sparse_mask = select(key[:, :, num_global_tokens:], value[:, :, num_global_tokens:])
-    if query.device.type == "cpu":
+    if query.device.type in BLOCKWISE_DEVICES:
         context = BlockwiseAttention.apply(
             query, key, value, sparse_key, sparse_value, mask, sparse_mask, config, scaling, dropout
         )

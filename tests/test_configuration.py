@@ -1,0 +1,106 @@
+"""LSGConfig: defaults, what it accepts, what it refuses and how."""
+
+import json
+
+import pytest
+from transformers import XLMRobertaConfig
+
+from lsg_xlmr import LSGConfig, LSGXLMRobertaConfig
+
+
+BAD_VALUES = [
+    ("adaptive", 1),
+    ("adaptive", None),
+    ("block_size", 0),
+    ("block_size", 128.0),
+    ("block_size", "128"),
+    ("block_size", True),
+    ("sparse_block_size", -1),
+    ("sparse_block_size", 48),
+    ("sparsity_factor", 0),
+    ("sparsity_factor", 3),
+    ("sparsity_type", "norms"),
+    ("sparsity_type", ["norm"]),
+    ("num_global_tokens", 0),
+    ("num_global_tokens", 513),
+    ("mask_first_token", "yes"),
+    ("pool_with_global", 0),
+    ("lsh_num_pre_rounds", -1),
+    ("lsh_seed", -1),
+    ("lsh_seed", 1.5),
+]
+
+
+def suggestion(message):
+    """The value the message says would do."""
+    name, value = message.removesuffix(" would do.").split("; ")[-1].split("=")
+    return {name: eval(value)}
+
+
+def test_defaults():
+    config = LSGConfig()
+    assert isinstance(config, XLMRobertaConfig) and LSGXLMRobertaConfig is LSGConfig
+    assert config.model_type == "xlm-roberta"
+    assert (config.adaptive, config.block_size, config.sparse_block_size, config.sparsity_factor) == (True, 128, 128, 2)
+    assert (config.sparsity_type, config.num_global_tokens) == ("norm", 1)
+    assert (config.mask_first_token, config.pool_with_global, config.lsh_num_pre_rounds) == (False, True, 1)
+
+
+@pytest.mark.parametrize("name, value", BAD_VALUES)
+def test_a_bad_value_is_refused_wherever_it_comes_from(name, value, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "xlm-roberta", name: value}))
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "config.json").write_text(json.dumps({"model_type": "xlm-roberta"}))
+    routes = [
+        lambda: LSGConfig(**{name: value}),
+        lambda: LSGConfig.from_pretrained(tmp_path),
+        lambda: LSGConfig.from_pretrained(tmp_path / "good", **{name: value}),
+    ]
+    for route in routes:
+        with pytest.raises(ValueError) as error:
+            route()
+        message = str(error.value)
+        assert name in message and repr(value) in message and "must" in message
+        LSGConfig(**suggestion(message))
+
+
+def test_a_bad_value_set_later_is_refused_on_save_and_by_the_model(tmp_path):
+    from lsg_xlmr import LSGXLMRobertaModel
+
+    config = LSGConfig()
+    config.block_size = 7
+    for route in (lambda: config.save_pretrained(tmp_path / "out"), lambda: LSGXLMRobertaModel(config)):
+        with pytest.raises(ValueError, match="must divide block_size=7"):
+            route()
+    assert not (tmp_path / "out").exists()
+
+
+def test_fields_that_depend_on_each_other_can_change_together(tmp_path):
+    LSGConfig(block_size=128, sparsity_factor=8).save_pretrained(tmp_path)
+    config = LSGConfig.from_pretrained(tmp_path, block_size=6, sparse_block_size=6, sparsity_factor=3)
+    assert (config.block_size, config.sparse_block_size, config.sparsity_factor) == (6, 6, 3)
+
+
+def test_other_spellings():
+    assert LSGConfig(lsg_num_pre_rounds=3).lsh_num_pre_rounds == 3
+    assert LSGConfig.from_dict({}, lsg_num_pre_rounds=3).lsh_num_pre_rounds == 3
+    assert LSGConfig.from_dict({"lsg_num_pre_rounds": 3}).lsh_num_pre_rounds == 3
+    assert LSGConfig(sparsity_type=None).sparsity_type == "none"
+
+
+def test_masking_the_first_token_forces_pooling_with_the_global():
+    assert LSGConfig(mask_first_token=True, pool_with_global=False).pool_with_global is True
+    assert LSGConfig.from_dict({"pool_with_global": False}, mask_first_token=True).pool_with_global is True
+
+
+@pytest.mark.parametrize("off", [{"sparsity_type": "none"}, {"sparse_block_size": 0}], ids=str)
+def test_without_a_sparse_part_its_rules_do_not_apply(off):
+    assert not LSGConfig(block_size=100, sparsity_factor=3, **off).has_sparse_tokens
+
+
+def test_saved_and_loaded(tmp_path):
+    config = LSGConfig(block_size=64, sparse_block_size=32, sparsity_type="pooling", num_global_tokens=7)
+    config.save_pretrained(tmp_path)
+    loaded = LSGConfig.from_pretrained(tmp_path)
+    different = {k: v for k, v in loaded.to_dict().items() if config.to_dict().get(k) != v}
+    assert set(different) <= {"_name_or_path", "auto_map"}

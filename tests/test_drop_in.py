@@ -1,0 +1,126 @@
+"""The two files that travel with a checkpoint: in step with `lsg_xlmr/`, and enough on their own."""
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, Trainer, TrainingArguments
+
+from lsg_xlmr import LSGXLMRobertaForMaskedLM, LSGXLMRobertaForSequenceClassification, LSGXLMRobertaModel
+from lsg_xlmr.drop_in import drop_in_files
+
+
+ROOT = Path(__file__).parents[1]
+CODE = ("configuration_lsg.py", "modeling_lsg_xlm_roberta.py")
+
+# What a user does who has torch and transformers, and nothing of ours.
+IN_A_FRESH_PROCESS = """
+import sys, importlib.util, json
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForMaskedLM
+folder, again = sys.argv[1:]
+assert importlib.util.find_spec("lsg_xlmr") is None, "lsg_xlmr must not be importable here"
+for _ in range(2):
+    model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval()
+    assert type(model).__module__.startswith("transformers_modules")
+    assert AutoConfig.from_pretrained(folder, trust_remote_code=True).block_size == 8
+    with torch.no_grad():
+        logits = model(**load_file(sys.argv[1] + "/inputs.safetensors")).logits
+    save_file({"logits": logits}, folder + "/logits.safetensors")
+    model.save_pretrained(again)
+    folder = again
+"""
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_in_step_with_the_package(name):
+    message = f"{name} is out of step with lsg_xlmr/: run `python lsg_xlmr/drop_in.py .`"
+    assert (ROOT / name).read_text(encoding="utf-8") == drop_in_files()[name], message
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_imports_torch_and_transformers_alone(name):
+    nodes = [node for node in ast.walk(ast.parse(drop_in_files()[name]))]
+    modules = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    modules |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    relative = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level}
+    others = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names)
+    assert others <= {"torch", "transformers"} and relative <= {"configuration_lsg"}
+
+
+def test_a_saved_model_loads_without_the_package(tiny_config, token_ids, tmp_path):
+    model = LSGXLMRobertaForMaskedLM(tiny_config()).eval()
+    inputs = {"input_ids": token_ids(2, 60), "attention_mask": torch.ones(2, 60, dtype=torch.long)}
+    inputs["attention_mask"][1, 33:] = 0
+    folder, again = tmp_path / "saved", tmp_path / "again"
+    model.save_pretrained(folder)
+    save_file(inputs, folder / "inputs.safetensors")
+    command = [sys.executable, "-c", IN_A_FRESH_PROCESS, str(folder), str(again)]
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "PATH": "", "PYTHONSAFEPATH": "1"}
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+    for path in (folder, again):
+        assert torch.equal(load_file(path / "logits.safetensors")["logits"], expected)
+        assert {file.name for file in path.glob("*.py")} == set(CODE)
+        for name in CODE:
+            assert (path / name).read_text() == drop_in_files()[name]
+
+
+def test_auto_map_names_every_class(tiny_config, tmp_path):
+    LSGXLMRobertaModel(tiny_config()).save_pretrained(tmp_path)
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    root = json.loads((ROOT / "config.json").read_text())
+    assert auto_map == root["auto_map"]
+    assert auto_map["AutoConfig"] == "configuration_lsg.LSGConfig"
+    definitions = {node.name for node in ast.parse(drop_in_files()[CODE[1]]).body if isinstance(node, ast.ClassDef)}
+    heads = {entry.removeprefix("modeling_lsg_xlm_roberta.") for key, entry in auto_map.items() if key != "AutoConfig"}
+    assert heads <= definitions and len(heads) == 7
+
+
+def test_a_config_saved_alone_takes_the_code_along(tiny_config, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    LSGXLMRobertaModel(tiny_config()).save_pretrained(first)
+    AutoConfig.from_pretrained(first, trust_remote_code=True).save_pretrained(second)
+    config = AutoConfig.from_pretrained(second, trust_remote_code=True)
+    assert AutoModel.from_config(config, trust_remote_code=True).config.block_size == 8
+
+
+def test_trainer_checkpoints_carry_the_code(tiny_config, tmp_path):
+    LSGXLMRobertaForSequenceClassification(tiny_config()).save_pretrained(tmp_path / "start")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "start", trust_remote_code=True)
+    data = [{"input_ids": torch.randint(5, 99, (40,)), "labels": i % 2} for i in range(4)]
+    arguments = TrainingArguments(
+        tmp_path / "run", max_steps=2, save_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True
+    )
+    trainer = Trainer(model, arguments, train_dataset=data)
+    trainer.train()
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    loaded = AutoModelForSequenceClassification.from_pretrained(checkpoint, trust_remote_code=True).eval()
+    with torch.no_grad():
+        inputs = {"input_ids": torch.randint(5, 99, (1, 50))}
+        assert torch.equal(loaded(**inputs).logits, model.eval()(**inputs).logits)
+
+
+def test_the_repository_folder_builds_the_default_model():
+    config = AutoConfig.from_pretrained(ROOT, trust_remote_code=True)
+    assert (config.vocab_size, config.max_position_embeddings, config.block_size) == (250002, 4098, 128)
+    with torch.device("meta"):
+        model = AutoModel.from_config(config, trust_remote_code=True)
+    assert model.embeddings.position_embeddings.weight.shape == (4098, 768)
+    assert model.embeddings.global_embeddings.weight.shape == (512, 768)
+
+
+def test_saving_over_its_own_folder(tiny_config, tmp_path):
+    LSGXLMRobertaModel(tiny_config()).save_pretrained(tmp_path)
+    for _ in range(2):
+        AutoModel.from_pretrained(tmp_path, trust_remote_code=True).save_pretrained(tmp_path)
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    assert {file.name for file in tmp_path.glob("*.py")} == set(CODE)
