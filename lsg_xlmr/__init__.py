@@ -2,6 +2,7 @@
 """LSG (local + sparse + global) attention for XLM-RoBERTa: long documents with existing checkpoints."""
 
 from .configuration_lsg import LSGConfig, LSGXLMRobertaConfig
+from .conversion import LSGConverter
 from .drop_in import write_drop_in_files
 from .modeling_lsg_xlm_roberta import (
     LSGAttention,
@@ -23,6 +24,7 @@ LSGConfig.write_code = lambda self, save_directory: write_drop_in_files(save_dir
 __all__ = [
     "LSGAttention",
     "LSGConfig",
+    "LSGConverter",
     "LSGXLMRobertaConfig",
     "LSGXLMRobertaForCausalLM",
     "LSGXLMRobertaForMaskedLM",

@@ -268,7 +268,9 @@ class _LSGHead:
 
     def __init__(self, config):
         super().__init__(config)
-        self.roberta = LSGXLMRobertaModel(config, add_pooling_layer=self.roberta.pooler is not None)
+        # transformers 5.0 builds the multiple choice head without the pooler that its forward needs
+        has_pooler = self.roberta.pooler is not None or isinstance(self, XLMRobertaForMultipleChoice)
+        self.roberta = LSGXLMRobertaModel(config, add_pooling_layer=has_pooler)
         self.post_init()
 
 

@@ -24,12 +24,15 @@ import torch
 
 
 def norm(key, value, mask, first_query, projections, config):
-    """The `chunk/f` keys of largest L2 norm in each chunk of `min(block_size, sparse_block_size)` tokens."""
+    """
+    The `chunk/f` keys of largest L2 norm in each chunk of `min(block_size, sparse_block_size)` tokens, from the smallest
+    norm to the largest: windows that cut a chunk take one side of it, as in the published code.
+    """
     chunk = _chunk_size(config)
     norms = torch.linalg.vector_norm(key.detach(), dim=-1, dtype=torch.float32)  # n h t
     if mask is not None:
         norms = norms * mask[:, None]
-    index = norms.unflatten(-1, (-1, chunk)).topk(chunk // config.sparsity_factor, sorted=True).indices
+    index = norms.unflatten(-1, (-1, chunk)).topk(chunk // config.sparsity_factor).indices.flip(-1)
     starts = torch.arange(0, key.shape[2], chunk, device=key.device)
     return _take(key, value, mask, (index + starts[:, None]).flatten(2))
 

@@ -93,7 +93,7 @@ def sparse_weights(key, mask, first_query, head, config, projections):
             tokens = list(range(start, start + chunk))
             if kind == "norm":
                 norms = {i: key[i].norm().item() if mask[i] else 0.0 for i in tokens}
-                for i in sorted(tokens, key=lambda i: -norms[i])[: chunk // f]:
+                for i in sorted(tokens, key=lambda i: norms[i])[-(chunk // f) :]:
                     add({i: 1.0}, bool(mask[i]))
             else:
                 for members in hash_clusters(key, mask, tokens, chunk, f, config, projections):

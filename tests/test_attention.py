@@ -78,6 +78,11 @@ def test_sparse_windows_that_end_within_a_block(tiny_config, sparsity_type):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_windows_that_cut_a_chunk_take_its_side_of_larger_or_smaller_norms(tiny_config, implementation):
+    compare(tiny_config(sparsity_type="norm", sparse_block_size=13), implementation, 48, (48, 30))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("t", [1, 7, 16, 24, 64])
 @pytest.mark.parametrize("num_global_tokens", [1, 7])
 def test_lengths_on_both_sides_of_two_blocks(tiny_config, implementation, t, num_global_tokens):
