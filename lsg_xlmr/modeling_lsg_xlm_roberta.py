@@ -208,11 +208,15 @@ class LSGXLMRobertaPreTrainedModel(XLMRobertaPreTrainedModel):
     _supports_flash_attn = False
 
     def get_correct_attn_implementation(self, requested_attention, is_init_check=False):
-        """The implementation to use: `"sdpa"` unless another of ours is asked for.
+        """
+        The implementation to use: the one asked for, else FlexAttention where there is a CUDA device (it hands over to
+        `"sdpa"` for tensors elsewhere) and `"sdpa"` where there is none.
 
         Raises:
             ValueError: LSG attention has no such implementation.
         """
+        if requested_attention is None and torch.cuda.is_available() and not self.config.is_decoder:
+            requested_attention = "flex_attention"
         if requested_attention not in (None, *LSG_ATTENTION_FUNCTIONS):
             raise ValueError(
                 f'attn_implementation="{requested_attention}" is not one LSG attention has. Use one of '

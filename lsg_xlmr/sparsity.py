@@ -25,8 +25,8 @@ import torch
 
 def norm(key, value, mask, first_query, projections, config):
     """
-    The `chunk/f` keys of largest L2 norm in each chunk of `min(block_size, sparse_block_size)` tokens, from the smallest
-    norm to the largest: windows that cut a chunk take one side of it, as in the published code.
+    The `chunk/f` keys of largest L2 norm in each chunk of `min(block_size, sparse_block_size)` tokens, smallest norm
+    first: the published order, which counts where a window ends within a chunk.
     """
     chunk = _chunk_size(config)
     norms = torch.linalg.vector_norm(key.detach(), dim=-1, dtype=torch.float32)  # n h t

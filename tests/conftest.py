@@ -1,9 +1,12 @@
 """What the tests share: small models, offline, quiet, and one seed."""
 
 import os
+import tempfile
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# The code of checkpoints under test is not to be found again outside.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="lsg-modules-")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -67,7 +67,7 @@ def token_row(q, t, m, num_globals, config):
 
 def sparse_weights(key, mask, first_query, head, config, projections):
     """
-    For one head: what each sparse token takes of each token (`m t`, float64), and whether it is to be seen (`m`, bool).
+    For one head: what each sparse token takes of each token (`m t`, float64), and whether it is seen (`m`, bool).
     """
     t, d = key.shape
     b, s, f = config.block_size, config.sparse_block_size, config.sparsity_factor

@@ -1,0 +1,83 @@
+"""
+The models compared, all of one shape, with random weights from one seed.
+
+The shape is XLM-RoBERTa base's: hidden size 768, 12 heads, intermediate size 3072. Everything else is the default of
+each model's own configuration; imports are inside the functions, because the published LSG and the others live in
+different environments.
+"""
+
+HIDDEN_SIZE, NUM_HEADS, INTERMEDIATE_SIZE, VOCAB_SIZE = 768, 12, 3072, 4096
+
+
+def stock(case):
+    """XLM-RoBERTa, dense attention."""
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    return XLMRobertaModel(XLMRobertaConfig(**_roberta_shape(case)))
+
+
+def lsg(case):
+    """XLM-RoBERTa with LSG attention, from this repository."""
+    from lsg_xlmr.modeling_lsg_xlm_roberta import LSGConfig, LSGXLMRobertaModel
+
+    return LSGXLMRobertaModel(LSGConfig(**_lsg_options(case), **_roberta_shape(case)))
+
+
+def published(case):
+    """XLM-RoBERTa with LSG attention, as published in lsg-converter."""
+    from lsg_converter.xlm_roberta.modeling_lsg_xlm_roberta import LSGXLMRobertaConfig, LSGXLMRobertaModel
+
+    return LSGXLMRobertaModel(LSGXLMRobertaConfig(**_lsg_options(case), **_roberta_shape(case)))
+
+
+def longformer(case):
+    """Longformer: windows of 512, no global token."""
+    from transformers import LongformerConfig, LongformerModel
+
+    return LongformerModel(LongformerConfig(**_roberta_shape(case)))
+
+
+def bigbird(case):
+    """BigBird: blocks of 64, 3 random ones. Up to 704 tokens it switches to full attention by itself."""
+    from transformers import BigBirdConfig, BigBirdModel
+
+    shape = _roberta_shape(case)
+    return BigBirdModel(BigBirdConfig(attention_type="block_sparse", block_size=64, num_random_blocks=3, **shape))
+
+
+def modernbert(case):
+    """
+    ModernBERT: windows of 128, every third layer dense. Its MLP has three matrices instead of two, so an intermediate
+    size of two thirds gives the same weights and multiply-adds per token.
+    """
+    from transformers import ModernBertConfig, ModernBertModel
+
+    shape = _roberta_shape(case) | {"intermediate_size": INTERMEDIATE_SIZE * 2 // 3}
+    del shape["type_vocab_size"]
+    special_tokens = {"cls_token_id": 0, "sep_token_id": 2}
+    return ModernBertModel(ModernBertConfig(**shape, **special_tokens))
+
+
+MODELS = {model.__name__: model for model in (stock, lsg, published, longformer, bigbird, modernbert)}
+
+
+def _roberta_shape(case):
+    shape = {
+        "hidden_size": HIDDEN_SIZE,
+        "num_attention_heads": NUM_HEADS,
+        "intermediate_size": INTERMEDIATE_SIZE,
+        "num_hidden_layers": case["num_layers"],
+        "vocab_size": VOCAB_SIZE,
+        "type_vocab_size": 1,
+        "max_position_embeddings": case["length"] + 2,  # RoBERTa's positions start at 2
+        "bos_token_id": 0,
+        "pad_token_id": 1,
+        "eos_token_id": 2,
+    }
+    if case["attn_implementation"]:
+        shape["attn_implementation"] = case["attn_implementation"]
+    return shape
+
+
+def _lsg_options(case):
+    return {"sparsity_type": case["sparsity_type"]} if case["sparsity_type"] else {}

@@ -1,0 +1,59 @@
+"""Draws length against time and against memory, a line per model, from the forward rows of the results."""
+
+from statistics import median
+
+import matplotlib.pyplot as plt
+from matplotlib.ticker import NullLocator
+
+
+SHORTEST = 512  # tokens
+# Label, colour and marker; the colours are apart for colour-blind readers too.
+LINES = {
+    "lsg": ("LSG, this repository", "#D55E00", "o"),
+    "published": ("LSG, lsg-converter 0.1.9", "#56B4E9", "P"),
+    "stock": ("XLM-RoBERTa, SDPA", "#000000", "s"),
+    "modernbert": ("ModernBERT", "#009E73", "D"),
+    "longformer": ("Longformer", "#E69F00", "^"),
+    "bigbird": ("BigBird (not run at 16,384)", "#CC79A7", "v"),
+}
+TICKS = [value * 10**power for power in range(-2, 5) for value in (1, 2, 5)]
+
+
+def draw(section, folder):
+    """Write `speed.png` and `memory.png` to `folder` from a device's section of the results."""
+    results = [
+        result
+        for name, row in section["rows"].items()
+        for result in row.get("cases", {}).values()
+        if name.startswith("forward-") and "seconds" in result and result["case"]["length"] >= SHORTEST
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds = {(r["case"]["model"], r["case"]["length"]): median(r["seconds"]) for r in results}
+    mebibytes = {(r["case"]["model"], r["case"]["length"]): r["peak_mib"] for r in results}
+    _draw_figure(folder / "speed.png", seconds, "seconds", "Time of one forward pass", section["machine"])
+    title = "Peak memory of one forward pass, above the weights"
+    _draw_figure(folder / "memory.png", mebibytes, "MiB", title, section["machine"])
+
+
+def _draw_figure(path, points, unit, title, machine):
+    """`points` maps (model, tokens) to a value."""
+    figure, axes = plt.subplots(figsize=(8, 5.2), layout="constrained")
+    for model, (label, color, marker) in LINES.items():
+        lengths = sorted(length for name, length in points if name == model)
+        values = [points[model, length] for length in lengths]
+        width, order = (3, 3) if model == "lsg" else (1.6, 2)
+        axes.plot(lengths, values, label=label, color=color, marker=marker, linewidth=width, zorder=order)
+    axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=unit)
+    for axis, ticks in ((axes.xaxis, sorted({length for _, length in points})), (axes.yaxis, TICKS)):
+        low, high = axis.get_view_interval()
+        axis.set_ticks([tick for tick in ticks if low <= tick <= high])
+        axis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axis.set_minor_locator(NullLocator())
+    axes.grid(color="#dddddd")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    axes.set_title(title, loc="left", fontweight="bold", pad=22)
+    shape = f"base shape, 4 layers, batch 1, float32; {machine['cpu']}, {machine['threads']} threads"
+    axes.text(0, 1.02, shape, transform=axes.transAxes, color="#555555")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,66 @@
+"""From measured cases to ratios, and from ratios to a table."""
+
+from statistics import median
+
+
+def judge(check, measured):
+    """
+    The ratio of a [`Check`] and whether it is reached.
+
+    Returns:
+        `{"case", "against", "quantity", "sense", "target", "ratio", "ratio_range", "reached"}`; `ratio_range` is the
+        smallest and the largest ratio of a single round. The last three are `None` where a case is missing.
+    """
+    names = (check.against, check.case) if check.sense == "at least" else (check.case, check.against)
+    verdict = {name: getattr(check, name) for name in ("case", "against", "quantity", "sense", "target")}
+    if any("seconds" not in measured.get(name, {}) for name in names):
+        return verdict | {"ratio": None, "ratio_range": None, "reached": None}
+    above, below = (_values(measured[name], check.quantity) for name in names)
+    ratio = median(above) / median(below)
+    rounds = [a / b for a, b in zip(above, below)]
+    reached = ratio >= check.target if check.sense == "at least" else ratio <= check.target
+    return verdict | {"ratio": ratio, "ratio_range": [min(rounds), max(rounds)], "reached": reached}
+
+
+def _values(result, quantity):
+    if quantity == "peak_mib":
+        return [result["peak_mib"]]
+    per = result["multiply_adds"] if quantity == "seconds_per_multiply_add" else 1
+    return [seconds / per for seconds in result["seconds"]]
+
+
+def table(section):
+    """The ratios and then the medians of a device's section of the results, as two Markdown tables."""
+    ratios = [("work", "case", "against", "what", "ratio", "rounds", "target", "reached")]
+    medians = [("work", "case", "repeats", "seconds", "peak MiB above the weights")]
+    for row in section["rows"].values():
+        if "skipped" in row:
+            ratios.append((row["title"], "", "", "", "", "", "", f"skipped: {row['skipped']}"))
+            continue
+        ratios += [_ratio_line(row["title"], check) for check in row["checks"]]
+        medians += [_median_line(row, name, result) for name, result in row["cases"].items()]
+    return f"{_markdown(ratios)}\n\n{_markdown(medians)}"
+
+
+def _ratio_line(title, check):
+    what = "memory" if check["quantity"] == "peak_mib" else "time"
+    target = f"{check['sense']} {check['target']:g}"
+    if check["ratio"] is None:
+        return title, check["case"], check["against"], what, "", "", target, "not measured"
+    low, high = check["ratio_range"]
+    rounds = f"{low:.2f} to {high:.2f}" if low < high else ""
+    verdict = "reached" if check["reached"] else "not reached"
+    return title, check["case"], check["against"], what, f"{check['ratio']:.2f}", rounds, target, verdict
+
+
+def _median_line(row, name, result):
+    if "error" in result:
+        return row["title"], name, "", result["error"], ""
+    peak = f"{result['peak_mib']:,.0f}"
+    return row["title"], name, str(row["repeats"]), f"{median(result['seconds']):.3f}", peak
+
+
+def _markdown(lines):
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
+    return "\n".join([lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]])

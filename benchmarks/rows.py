@@ -1,0 +1,168 @@
+"""What is measured: the rows, the cases each one runs side by side, and the ratios it must reach."""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Case:
+    """
+    One model doing one work. `length` in tokens; `attn_implementation` and `sparsity_type` are the model's own
+    defaults where they are `None`.
+    """
+
+    model: str
+    work: str = "forward"
+    length: int = 4096
+    batch_size: int = 1
+    num_layers: int = 4
+    dtype: str = "float32"
+    device: str = "cpu"
+    attn_implementation: str | None = None
+    sparsity_type: str | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """
+    A ratio of two cases' medians of `quantity`: `"seconds"`, `"peak_mib"` or `"seconds_per_multiply_add"`.
+
+    `"at least"`: `against` over `case`, how many times less `case` takes. `"at most"`: `case` over `against`.
+    """
+
+    against: str
+    sense: str
+    target: float
+    quantity: str = "seconds"
+    case: str = "lsg"
+
+
+@dataclass(frozen=True)
+class Row:
+    """`cases` measured side by side, `repeats` times in turn; `checks` are the ratios to reach."""
+
+    name: str
+    title: str
+    repeats: int
+    cases: dict[str, Case]
+    checks: tuple[Check, ...] = ()
+    needs_bf16: bool = False
+
+
+PEERS = ("published", "longformer", "bigbird", "modernbert")
+SPARSITY_TYPES = ("none", "pooling", "bos_pooling", "lsh", "stride", "block_stride")
+
+
+def _cases(models, **changes):
+    """A case for each model; stock XLM-RoBERTa on SDPA."""
+    cases = {model: Case(model, **changes) for model in models}
+    if "stock" in cases:
+        cases["stock"] = replace(cases["stock"], attn_implementation="sdpa")
+    return cases
+
+
+def _forward(length, repeats, peers, *checks):
+    models = ("lsg", "stock", *peers)
+    return Row(f"forward-{length}", f"forward, {length} tokens", repeats, _cases(models, length=length), checks)
+
+
+def _sparsity_type(name):
+    return Check("norm", "at most", 1.5 if name == "lsh" else 1.15, case=name)
+
+
+CPU_ROWS = (
+    _forward(256, 31, (), Check("stock", "at most", 1.05)),
+    _forward(512, 15, PEERS, Check("stock", "at most", 1.05)),
+    _forward(1024, 5, PEERS),
+    _forward(2048, 7, PEERS, Check("stock", "at least", 1.25)),
+    _forward(
+        4096,
+        7,
+        PEERS,
+        Check("stock", "at least", 1.65),
+        Check("longformer", "at least", 2.0),
+        Check("bigbird", "at least", 2.8),
+        Check("modernbert", "at least", 1.6),
+        Check("published", "at least", 2.2),
+    ),
+    _forward(8192, 3, PEERS),
+    # BigBird takes minutes for a forward pass here.
+    _forward(
+        16384,
+        3,
+        ("published", "longformer", "modernbert"),
+        Check("stock", "at least", 6.0),
+        Check("stock", "at most", 1.2, "peak_mib"),
+    ),
+    Row(
+        "product",
+        "one attention product, 4096 tokens, per multiply-add",
+        15,
+        _cases(("lsg", "stock"), work="product"),
+        (Check("stock", "at most", 1.6, "seconds_per_multiply_add"),),
+    ),
+    Row(
+        "linear",
+        "forward, 16384 tokens over 4096 tokens",
+        5,
+        {"lsg-4096": Case("lsg", length=4096), "lsg-16384": Case("lsg", length=16384)},
+        (Check("lsg-4096", "at most", 4.3, case="lsg-16384"),),
+    ),
+    Row(
+        "training",
+        "forward + backward, train mode, dropout 0.1, 4096 tokens",
+        3,
+        _cases(("lsg", "stock", "published", "longformer"), work="training"),
+        (
+            Check("stock", "at least", 5.0),
+            Check("published", "at least", 1.6),
+            Check("longformer", "at least", 2.5),
+            Check("published", "at most", 0.5, "peak_mib"),
+            Check("longformer", "at most", 0.6, "peak_mib"),
+        ),
+    ),
+    Row(
+        "sparsity-types",
+        "other sparsity types, forward, 4096 tokens",
+        7,
+        {name: Case("lsg", sparsity_type=name) for name in ("norm", *SPARSITY_TYPES)},
+        tuple(_sparsity_type(name) for name in SPARSITY_TYPES),
+    ),
+    Row(
+        "bfloat16",
+        "forward in bfloat16, 4096 tokens",
+        7,
+        _cases(("lsg", "stock"), dtype="bfloat16"),
+        (Check("stock", "at least", 1.6),),
+        needs_bf16=True,
+    ),
+    Row(
+        "padded",
+        "forward of a padded batch, 8 texts of 300 to 4000 tokens",
+        3,
+        _cases(("lsg", "stock"), work="padded forward", batch_size=8, length=4000),
+        (Check("stock", "at least", 1.8),),
+    ),
+)
+
+CUDA_TARGETS = {
+    "forward": {4096: 1.4, 8192: 2.0, 16384: 3.0, 32768: 5.0},
+    "training": {4096: 1.3, 8192: 1.8, 16384: 2.7, 32768: 4.5},
+}
+
+
+def cuda_rows(has_flash_attention):
+    """The rows of a CUDA device: bfloat16, 12 layers, batch 8, against SDPA and flash attention where it is there."""
+    return tuple(
+        _cuda_row(work, length, target, has_flash_attention)
+        for work, targets in CUDA_TARGETS.items()
+        for length, target in targets.items()
+    )
+
+
+def _cuda_row(work, length, target, has_flash_attention):
+    shape = {"batch_size": 8, "num_layers": 12, "dtype": "bfloat16", "device": "cuda"}
+    cases = _cases(("lsg", "stock"), work=work, length=length, **shape)
+    if has_flash_attention:
+        cases["stock-flash"] = replace(cases["stock"], attn_implementation="flash_attention_2")
+    checks = tuple(Check(name, "at least", target) for name in cases if name != "lsg")
+    return Row(f"cuda-{work}-{length}", f"{work}, {length} tokens, CUDA", 5, cases, checks)

@@ -1,0 +1,101 @@
+"""
+Measure LSG attention against dense attention and its peers: `python benchmarks/run.py`.
+
+Prints the table of ratios and targets, writes every raw number to `benchmarks/results.json` and draws
+`docs/speed.png` and `docs/memory.png`. See README.md beside this file for how numbers are taken.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from contenders import MODELS
+from machine import describe_machine, has_bf16_instructions
+from measure import measure
+from plot import draw
+from published import published_environment
+from report import judge, table
+from rows import CPU_ROWS, cuda_rows
+from transformers.utils import is_flash_attn_2_available
+
+
+HERE = Path(__file__).resolve().parent
+QUICK_REPEATS = 2
+
+
+def main():
+    arguments = parse_arguments()
+    results = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
+    if not arguments.plot_only:
+        if arguments.device == "cuda" and not torch.cuda.is_available():
+            print("skipped: torch sees no CUDA device here")
+            return
+        run(arguments, results)
+    for device, section in results.items():
+        print(table(section), end="\n\n")
+    if "cpu" in results:
+        draw(results["cpu"], arguments.figures)
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="these rows only; the others stay as they were")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_REPEATS} repeats, to see that everything runs")
+    parser.add_argument("--plot-only", action="store_true", help="print and draw what has been measured before")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each process (default 2)")
+    parser.add_argument("--published-python", type=Path, help="interpreter of an environment with the published code")
+    parser.add_argument("--results", type=Path, default=HERE / "results.json")
+    parser.add_argument("--figures", type=Path, default=HERE.parent / "docs", help="folder of the figures")
+    return parser.parse_args()
+
+
+def run(arguments, results):
+    """
+    Measure the rows asked for; `results[device]`, `{"machine", "published", "rows"}`, is written after each one. With
+    `--rows` the other rows that are there already are kept.
+    """
+    all_rows = CPU_ROWS if arguments.device == "cpu" else cuda_rows(is_flash_attn_2_available())
+    names = [row.name for row in all_rows]
+    unknown = sorted(set(arguments.rows or ()).difference(names))
+    if unknown:
+        sys.exit(f"No row {', '.join(unknown)}; the rows are {', '.join(names)}")
+    rows = [row for row in all_rows if not arguments.rows or row.name in arguments.rows]
+
+    section = {"machine": describe_machine(arguments.device, arguments.threads), "published": None, "rows": {}}
+    if arguments.rows and arguments.device in results:
+        if results[arguments.device]["machine"] != section["machine"]:
+            sys.exit(f"{arguments.results} is from another machine or other software: give another --results")
+        section = results[arguments.device]
+    results[arguments.device] = section
+
+    pythons = dict.fromkeys(MODELS, sys.executable)
+    if any(case.model == "published" for row in rows for case in row.cases.values()):
+        try:
+            pythons["published"], section["published"] = published_environment(arguments.published_python)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"The published code is left out: {error}", file=sys.stderr)
+            del pythons["published"]
+    for row in rows:
+        measured = section["rows"] | {row.name: run_row(row, pythons, arguments)}
+        section["rows"] = {name: measured[name] for name in names if name in measured}
+        arguments.results.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def run_row(row, pythons, arguments):
+    """Measure one row: `{"title", "repeats", "cases", "checks"}`, or `{"title", "skipped"}`."""
+    print(f"{row.name} ...", file=sys.stderr, flush=True)
+    if row.needs_bf16 and not has_bf16_instructions():
+        return {"title": row.title, "skipped": "the CPU has no bfloat16 instructions"}
+    cases = {name: case for name, case in row.cases.items() if case.model in pythons}
+    repeats = QUICK_REPEATS if arguments.quick else row.repeats
+    measured = measure(cases, repeats, pythons, arguments.threads)
+    checks = [judge(check, measured) for check in row.checks]
+    return {"title": row.title, "repeats": repeats, "cases": measured, "checks": checks}
+
+
+if __name__ == "__main__":
+    main()

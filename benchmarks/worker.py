@@ -1,0 +1,213 @@
+"""
+One case in a process of its own: `python worker.py CASE`, with the case of rows.py as JSON.
+
+The process builds the model and runs the work twice: once short, for what is paid once per process, and once in full,
+for the memory. It answers one line of JSON, `{"peak_mib": MiB, "multiply_adds": number or null}`. Then every line on
+stdin makes one timed run, answered with `{"seconds": s}`.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from contenders import HIDDEN_SIZE, MODELS, NUM_HEADS, VOCAB_SIZE
+
+
+SEED = 0
+WARM_UP_LENGTH = 1024  # tokens
+FIRST_WORD = 5  # ids below are special tokens
+PADDED_LENGTHS = (300, 4000)  # tokens
+
+
+class Forward:
+    """A forward pass of a model in eval mode, without gradients."""
+
+    multiply_adds = None
+
+    def __init__(self, case):
+        self.case = case
+        self.model = MODELS[case["model"]](case).to(case["device"], getattr(torch, case["dtype"])).eval()
+
+    def inputs(self, length):
+        size = (self.case["batch_size"], length)
+        generator = torch.Generator().manual_seed(SEED)
+        input_ids = torch.randint(FIRST_WORD, VOCAB_SIZE, size, generator=generator)
+        return {"input_ids": input_ids.to(self.case["device"])}
+
+    @torch.no_grad()
+    def run(self, inputs):
+        self.model(**inputs)
+
+    def clear(self):
+        """Drop what a run leaves behind."""
+
+
+class PaddedForward(Forward):
+    """A forward pass of texts of different lengths, padded on the right."""
+
+    def inputs(self, length):
+        shortest, longest = PADDED_LENGTHS
+        generator = torch.Generator().manual_seed(SEED)
+        lengths = torch.randint(shortest, longest + 1, (self.case["batch_size"],), generator=generator)
+        lengths = lengths.clamp(max=length)
+        inputs = super().inputs(int(lengths.max()))
+        attention_mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        inputs["input_ids"][~attention_mask] = self.model.config.pad_token_id
+        return inputs | {"attention_mask": attention_mask.long()}
+
+
+class Training(Forward):
+    """A forward and a backward pass in train mode, down to the gradients of all weights."""
+
+    def __init__(self, case):
+        super().__init__(case)
+        self.model.train()
+
+    def inputs(self, length):
+        inputs = super().inputs(length)
+        generator = torch.Generator().manual_seed(SEED)
+        # That of the loss; a sum's would vanish in the last LayerNorm.
+        gradient = torch.randn(*inputs["input_ids"].shape, HIDDEN_SIZE, generator=generator)
+        return inputs, gradient.to(self.case["device"], self.model.dtype)
+
+    def run(self, inputs):
+        inputs, gradient = inputs
+        self.model(**inputs).last_hidden_state.backward(gradient)
+
+    def clear(self):
+        self.model.zero_grad(set_to_none=True)
+
+
+class Product:
+    """The attention product alone, of queries, keys and values as the projections of a layer lay them out."""
+
+    def __init__(self, case):
+        self.case, self.multiply_adds = case, None
+        if case["model"] == "lsg":
+            from lsg_xlmr.attention import is_visible, lsg_attention
+            from lsg_xlmr.configuration_lsg import LSGConfig
+
+            self.lsg_attention, self.is_visible = lsg_attention, is_visible
+            self.config = LSGConfig(hidden_size=HIDDEN_SIZE, num_attention_heads=NUM_HEADS)
+
+    def inputs(self, length):
+        num_global_tokens = self.config.num_global_tokens if self.case["model"] == "lsg" else 0
+        positions = num_global_tokens + length
+        pairs = self._visible_pairs(length) + num_global_tokens * positions if num_global_tokens else length**2
+        self.multiply_adds = 2 * HIDDEN_SIZE * pairs  # a score and a weighted value for every head
+        generator = torch.Generator().manual_seed(SEED)
+        return [
+            torch.randn(1, positions, HIDDEN_SIZE, generator=generator).unflatten(2, (NUM_HEADS, -1)).transpose(1, 2)
+            for _ in range(3)
+        ]
+
+    def _visible_pairs(self, t):
+        """Keys that all token queries see together, the sequence's ends taken into account."""
+        b, s = self.config.block_size, self.config.sparse_block_size
+        m = t // self.config.sparsity_factor
+        index = torch.arange(t + m + self.config.num_global_tokens)
+        return int(self.is_visible(index[:t, None], index, t, m, b, s).sum())
+
+    @torch.no_grad()
+    def run(self, inputs):
+        if self.case["model"] == "stock":
+            torch.nn.functional.scaled_dot_product_attention(*inputs)
+        else:
+            self.lsg_attention(*inputs, None, None, self.config, "sdpa", (HIDDEN_SIZE // NUM_HEADS) ** -0.5)
+
+    def clear(self):
+        """Nothing is left behind."""
+
+
+WORKS = {"forward": Forward, "padded forward": PaddedForward, "training": Training, "product": Product}
+
+
+class HostMemory:
+    """Resident memory of this process, from Linux's /proc."""
+
+    def start(self):
+        """Forget earlier peaks; returns the memory in use, MiB."""
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            pass  # not permitted: the peak before, of building the model, is below that of the work
+        return self._read("VmRSS")
+
+    def peak(self):
+        return self._read("VmHWM")
+
+    def synchronize(self):
+        """The work is done when the call returns."""
+
+    def release(self):
+        """Other processes can use what this one has freed."""
+
+    def _read(self, field):
+        return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+
+class CudaMemory:
+    """Memory of this process's tensors on the CUDA device."""
+
+    def start(self):
+        """Forget earlier peaks; returns the memory in use, MiB."""
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+
+    def peak(self):
+        return torch.cuda.max_memory_allocated() / 2**20
+
+    def synchronize(self):
+        torch.cuda.synchronize()
+
+    def release(self):
+        torch.cuda.empty_cache()
+
+
+def main():
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    case = json.loads(sys.argv[1])
+    torch.set_num_threads(case["threads"])
+    torch.manual_seed(SEED)
+    on_cuda = case["device"] == "cuda"
+    memory = CudaMemory() if on_cuda else HostMemory()
+    work = WORKS[case["work"]](case)
+
+    # On CUDA at full length: kernels may be compiled for the first length seen.
+    work.run(work.inputs(case["length"] if on_cuda else min(case["length"], WARM_UP_LENGTH)))
+    work.clear()
+    inputs = work.inputs(case["length"])
+    before = memory.start()
+    work.run(inputs)
+    memory.synchronize()
+    answer = {"peak_mib": memory.peak() - before, "multiply_adds": work.multiply_adds}
+    work.clear()
+    memory.release()
+    print(json.dumps(answer), file=answers)
+
+    for _ in sys.stdin:
+        if on_cuda:  # the clock has gone down and the memory was released while the others ran
+            work.run(inputs)
+            work.clear()
+            memory.synchronize()
+        start = perf_counter()
+        work.run(inputs)
+        memory.synchronize()
+        seconds = perf_counter() - start
+        work.clear()
+        memory.release()
+        print(json.dumps({"seconds": seconds}), file=answers)
+
+
+if __name__ == "__main__":
+    main()
