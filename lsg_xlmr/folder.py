@@ -94,10 +94,12 @@ def folder_size(folder):
 
 def _copy_tokenizer(source_files, folder, max_sequence_length):
     """The source's own tokenizer.json: transformers 5.0 would write one without its normalization of the text."""
+    shutil.copyfile(source_files / "tokenizer.json", folder / "tokenizer.json")
     tokenizer = json.loads((source_files / "tokenizer.json").read_text(encoding="utf-8"))
-    if tokenizer.get("truncation"):
+    if tokenizer.get("truncation"):  # who reads the file with no transformers would go on cutting at the old length
         tokenizer["truncation"]["max_length"] = max_sequence_length
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False, indent=2), encoding="utf-8")
+        text = json.dumps(tokenizer, ensure_ascii=False, indent=2)
+        (folder / "tokenizer.json").write_text(text, encoding="utf-8")
 
 
 def _copy_sentence_transformers(source_files, folder, max_sequence_length):

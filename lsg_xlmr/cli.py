@@ -1,0 +1,203 @@
+# Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
+"""The command line of the conversion: `lsg-convert`, `python -m lsg_xlmr`, `python convert_checkpoint.py`."""
+
+import argparse
+import ast
+import json
+import logging
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers.hf_argparser import string_to_bool
+from transformers.utils import logging as transformers_logging
+
+from .check import check_fill_mask, check_heads
+from .conversion import ARCHITECTURES, LSGConverter, first_line, quiet_transformers, read_config
+from .folder import folder_size, new_folder, save_checkpoint, side_files
+from .model_card import loading_snippet, model_card
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv=None):
+    """
+    Args:
+        argv (`list[str]`, *optional*): the arguments; by default those of the process.
+
+    Returns:
+        `int`: 0; 1 if `--run_test` found something; 2 if there is no conversion, for a reason told on stderr.
+    """
+    options = _parse(sys.argv[1:] if argv is None else argv)
+    try:
+        with _quiet(), logging_redirect_tqdm([logging.getLogger(__package__)]):
+            return _convert(options)
+    except (ValueError, OSError) as error:
+        print(f"lsg-convert: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _parse(argv):
+    parser = _Parser(
+        prog="lsg-convert",
+        description="Converts an XLM-RoBERTa checkpoint to LSG attention, for long inputs. No training is done.",
+        epilog="Instead of options, one JSON file that holds them can be given.",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    flag = {"nargs": "?", "const": True, "default": False, "type": string_to_bool, "metavar": "BOOL"}
+    add("--initial_model", required=True, help="folder or hub name of the checkpoint to convert")
+    add("--model_name", required=True, help="folder to write")
+    add("--max_sequence_length", type=int, default=4096, help="longest input in tokens")
+    add("--architecture", help="class of the result, such as LSGXLMRobertaForMaskedLM; the source's if not given")
+    add("--random_global_init", **flag, help="draw the global tokens from the distribution of the word embeddings")
+    add("--global_positional_stride", type=int, default=64, help="tokens between the positions of global tokens")
+    add("--keep_first_global_token", **flag, help="keep the first global token of an LSG source")
+    add("--resize_lsg", **flag, help="keep all global tokens of an LSG source, change its length only")
+    add("--model_kwargs", type=_dict, default={}, help="fields of LSGConfig, as \"{'block_size': 64}\"")
+    add("--run_test", **flag, help="load the result, run every head, compare a filled mask with the source's")
+    add("--seed", type=int, default=123, help="seed of what is drawn: random global tokens, new heads")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), help="type of the weights; the source's if not given")
+    add("--overwrite", **flag, help="replace the folder to write if it is not empty")
+    add("--token", help="access token of the Hugging Face hub")
+    add(
+        "--push_to_hub",
+        nargs="?",
+        const="",
+        type=_repository,
+        metavar="REPO",
+        help="push the result to this repository, by default one of the folder's name",
+    )
+    if len(argv) == 1 and argv[0].endswith(".json"):
+        argv = _json_arguments(parser, argv[0])
+    return parser.parse_args(argv)
+
+
+def _json_arguments(parser, path):
+    """The options in a JSON file as arguments, so that they meet the same checks."""
+    try:
+        options = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        parser.error(f"{path} cannot be read as a JSON file: {first_line(error)}")
+    if not isinstance(options, dict):
+        parser.error(f"{path} must hold one JSON object of options")
+    given = {name: value for name, value in options.items() if value is not None}
+    return [f"--{name}={value}" for name, value in given.items()]
+
+
+def _repository(text):
+    return {"true": "", "false": None}.get(text.lower(), text)  # as a JSON file may say it
+
+
+def _dict(text):
+    try:
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = json.loads(text.replace("'", '"'))  # true and null, as the published converter takes them
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no dict such as \"{{'block_size': 64}}\"")
+    return value
+
+
+def _convert(options):
+    started = time.perf_counter()
+    source, target = options.initial_model, options.model_name
+    converter = LSGConverter(
+        max_sequence_length=options.max_sequence_length,
+        random_global_init=options.random_global_init,
+        global_positional_stride=options.global_positional_stride,
+        keep_first_global_token=options.keep_first_global_token,
+        resize_lsg=options.resize_lsg,
+        seed=options.seed,
+        dtype=options.dtype,
+        token=options.token,
+    )
+    name = Path(target).as_posix() if options.push_to_hub is None else _full_name(options)
+    keep = [Path(source)] if Path(source).is_dir() else []
+    with (
+        new_folder(target, options.overwrite, keep) as folder,
+        tqdm(total=3, bar_format="{desc:<11}|{bar:30}| {elapsed}", leave=False) as bar,
+    ):
+        bar.set_description_str("Reading")
+        source_config = read_config(source, options.token)
+        files = side_files(source, options.token)
+        bar.update()
+        bar.set_description_str("Converting")
+        model, tokenizer = converter.convert_from_pretrained(source, options.architecture, **options.model_kwargs)
+        bar.update()
+        bar.set_description_str("Writing")
+        save_checkpoint(model, tokenizer, folder, files)
+        card = model_card(model, tokenizer, converter, name, source, source_config, files)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        bar.update()
+    seconds = time.perf_counter() - started
+    well = not options.run_test or _test(options, model, source_config)
+    if well and options.push_to_hub is not None:
+        _push(name, options)
+    count, size = folder_size(target)
+    print(
+        f"Wrote {target}: {type(model).__name__} for {options.max_sequence_length} tokens, {count} files, "
+        f"{size / 1e6:.1f} MB, in {seconds:.1f} s. Load it with\n\n"
+        f"{loading_snippet(model, name)}"
+    )
+    if not well:
+        print(f"lsg-convert: the test failed, see above; {target} is left as it is.", file=sys.stderr)
+    return 0 if well else 1
+
+
+def _test(options, model, source_config):
+    findings = list(tqdm(check_heads(options.model_name), "Testing", total=len(ARCHITECTURES), leave=False))
+    architecture = type(model).__name__.removeprefix("LSG")
+    if architecture == "XLMRobertaForMaskedLM" == (source_config.get("architectures") or [""])[0].removeprefix("LSG"):
+        findings.append(check_fill_mask(options.model_name, options.initial_model, options.token))
+    for line, well in findings:
+        print(f"{'ok    ' if well else 'FAILED'} {line}")
+    return all(well for _, well in findings)
+
+
+def _full_name(options):
+    """The full name on the hub, which also shows that the token is good, before the work is done."""
+    name = options.push_to_hub or Path(options.model_name).resolve().name
+    try:
+        user = HfApi(token=options.token).whoami()["name"]
+        return name if "/" in name else f"{user}/{name}"
+    except Exception as error:  # of huggingface_hub, or of the client of whichever version
+        raise ValueError(f"Cannot push to {name!r}: {first_line(error)}") from error
+
+
+def _push(name, options):
+    api = HfApi(token=options.token)
+    try:
+        api.create_repo(name, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=options.model_name)
+    except Exception as error:  # of huggingface_hub, or of the client of whichever version
+        raise ValueError(
+            f"{options.model_name} is written, but not pushed to {name!r}: {first_line(error)}"
+        ) from error
+
+
+@contextmanager
+def _quiet():
+    """What the libraries log and draw is kept down; their settings are put back at the end."""
+    hub_logger, bars = logging.getLogger("huggingface_hub"), transformers_logging.is_progress_bar_enabled()
+    hub_level = hub_logger.level
+    hub_logger.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        with quiet_transformers():
+            yield
+    finally:
+        hub_logger.setLevel(hub_level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,373 @@
+# Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
+"""
+Makes an LSG checkpoint from an XLM-RoBERTa one, without training: the position embeddings are repeated up to the new
+length, the global tokens are made of embeddings that are there already, every other weight is carried over.
+"""
+
+import inspect
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub.utils import validate_repo_id
+from torch import nn
+from transformers import AutoTokenizer, XLMRobertaConfig
+from transformers.utils import logging
+
+from . import modeling_lsg_xlm_roberta
+from .configuration_lsg import AUTO_MAP, MAX_GLOBAL_TOKENS, LSGConfig
+
+
+logger = logging.get_logger(__name__)
+
+# The Auto class and the LSG class of each architecture, by the name of the LSG class.
+ARCHITECTURES = {
+    entry.split(".")[1]: (auto_class, getattr(modeling_lsg_xlm_roberta, entry.split(".")[1]))
+    for auto_class, entry in AUTO_MAP.items()
+    if auto_class != "AutoConfig"
+}
+
+
+class LSGConverter:
+    """
+    Converts XLM-RoBERTa checkpoints to LSG, and LSG checkpoints to another length or other settings.
+
+    Args:
+        max_sequence_length (`int`, defaults to 4096):
+            Longest input of the result in tokens, `<s>` and `</s>` included. May be shorter than the source's.
+        random_global_init (`bool`, defaults to `False`):
+            Draw the global tokens from the normal distribution fitted to the word embeddings, instead of starting
+            each from the mask token's embedding.
+        global_positional_stride (`int`, defaults to 64):
+            Distance in tokens between the positions added to one global token and the next.
+        keep_first_global_token (`bool`, defaults to `False`):
+            Keep the first global token of a source that is LSG already; the others are made anew.
+        resize_lsg (`bool`, defaults to `False`):
+            Keep all global tokens of a source that is LSG already: only the number of positions changes.
+        seed (`int`, defaults to 123):
+            Seed of `random_global_init` and of weights the source lacks, such as a new head.
+        dtype (`str` or `torch.dtype`, *optional*):
+            Type of the weights of the result; that of the source's weights if not given.
+        token (`str`, *optional*):
+            Access token for a source on the Hugging Face hub.
+
+    Raises:
+        ValueError: a value breaks its rule; the message names it and the rule.
+
+    Example:
+
+    ```python
+    >>> model, tokenizer = LSGConverter(max_sequence_length=4096).convert_from_pretrained("xlm-roberta-base")
+    ```
+    """
+
+    def __init__(
+        self,
+        max_sequence_length=4096,
+        random_global_init=False,
+        global_positional_stride=64,
+        keep_first_global_token=False,
+        resize_lsg=False,
+        seed=123,
+        dtype=None,
+        token=None,
+    ):
+        # <s>, one token and </s> is the least a tokenizer gives
+        for name, value, minimum, example in (
+            ("max_sequence_length", max_sequence_length, 3, 4096),
+            ("global_positional_stride", global_positional_stride, 1, 64),
+            ("seed", seed, 0, 123),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+                raise ValueError(
+                    f"LSGConverter: `{name}` must be an int of at least {minimum}, got {value!r}; "
+                    f"{name}={example} would do."
+                )
+        if isinstance(dtype, str):
+            dtype = getattr(torch, dtype, dtype)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"LSGConverter: `dtype` must be a float type such as 'bfloat16', got {dtype!r}.")
+        self.max_sequence_length = max_sequence_length
+        self.random_global_init = random_global_init
+        self.global_positional_stride = global_positional_stride
+        self.keep_first_global_token = keep_first_global_token
+        self.resize_lsg = resize_lsg
+        self.seed = seed
+        self.dtype = dtype
+        self.token = token
+
+    def convert_from_pretrained(self, name_or_path, architecture=None, **lsg_kwargs):
+        """
+        Args:
+            name_or_path (`str` or `Path`):
+                A folder with an XLM-RoBERTa or LSG-XLM-RoBERTa checkpoint and its tokenizer, or a name on the hub.
+            architecture (`str`, *optional*):
+                Class of the result, such as `"LSGXLMRobertaForMaskedLM"` or `"XLMRobertaForMaskedLM"`; by default the
+                first of the source's `architectures`, and the base model where it names none.
+            lsg_kwargs:
+                Fields of [`LSGConfig`] for the result.
+
+        Returns:
+            the LSG model, in eval mode, and the tokenizer, both for `max_sequence_length` tokens.
+
+        Raises:
+            ValueError: the source is no XLM-RoBERTa checkpoint, its weights cannot be read, it has no tokenizer, or
+                an argument breaks its rule.
+        """
+        source = str(name_or_path)
+        model_class = _model_class(architecture, read_config(source, self.token))
+        config = self._config(source, model_class, lsg_kwargs)
+        tokenizer = self._tokenizer(source)
+        model, is_lsg = self._load(model_class, source, config)
+        self._warn_of_idle_options(is_lsg)
+        with torch.no_grad():
+            self._convert_embeddings(model, tokenizer, is_lsg)
+        if self.max_sequence_length <= 2 * config.block_size:
+            logger.warning(
+                f"max_sequence_length={self.max_sequence_length} is at most two blocks (block_size="
+                f"{config.block_size}): attention will always be full."
+            )
+        return model, tokenizer
+
+    def _config(self, source, model_class, lsg_kwargs):
+        config, unknown = LSGConfig.from_pretrained(source, token=self.token, return_unused_kwargs=True, **lsg_kwargs)
+        if unknown:
+            fields = [name for name in inspect.signature(LSGConfig).parameters if name != "kwargs"]
+            raise ValueError(
+                f"LSGConfig has no field {', '.join(map(repr, sorted(unknown)))}. Its LSG fields are "
+                f"{', '.join(fields)}."
+            )
+        config.architectures = [model_class.__name__]
+        # The field may contradict the weights; left empty, transformers looks at the weights.
+        config.dtype = None
+        return config
+
+    def _tokenizer(self, source):
+        try:
+            with quiet_transformers():
+                tokenizer = AutoTokenizer.from_pretrained(source, token=self.token)
+        except Exception as error:  # sentencepiece, tokenizers and json each raise their own
+            raise ValueError(f"The tokenizer of {source!r} cannot be read: {first_line(error)}") from error
+        # Without files transformers gives a tokenizer that knows nothing but the special tokens.
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            raise ValueError(
+                f"{source!r} has no tokenizer. Put the tokenizer's files (sentencepiece.bpe.model or tokenizer.json, "
+                "and tokenizer_config.json) beside the weights."
+            )
+        tokenizer.model_max_length = self.max_sequence_length
+        return tokenizer
+
+    def _load(self, model_class, source, config):
+        """The model as the source has it, and whether it has global tokens."""
+        try:
+            with quiet_transformers(), torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(self.seed)
+                model, info = model_class.from_pretrained(
+                    source,
+                    config=config,
+                    dtype=self.dtype or "auto",
+                    token=self.token,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # reported below, by name and shape
+                )
+        except Exception as error:  # safetensors, pickle, zip and torch each raise their own
+            reason = first_line(error).split(". ")[0].rstrip(".")  # torch goes on with advice to load unsafely
+            raise ValueError(
+                f"The weights of {source!r} cannot be read: {reason}. Get the file again, or save the model again."
+            ) from error
+        if info["mismatched_keys"]:
+            key, there, here = sorted(info["mismatched_keys"])[0]
+            raise ValueError(
+                f"The weights of {source!r} do not fit the configuration: {key} has shape {tuple(there)}, the "
+                f"configuration asks for {tuple(here)}."
+            )
+        is_lsg = not any(key.endswith("embeddings.global_embeddings.weight") for key in info["missing_keys"])
+        new = sorted(key for key in info["missing_keys"] if "global_embeddings" not in key)
+        base = sorted(key for key in new if ".layer." in key or "embeddings." in key)
+        if base:
+            raise ValueError(
+                f"The weights of {source!r} are not those of an XLM-RoBERTa: {_shortened(base)} not there."
+            )
+        if new:
+            logger.warning(f"{source} lacks {_shortened(new)}: newly initialized, to be trained.")
+        # Some versions of transformers name old buffers, and leave a tied weight apart that is stored twice.
+        left = sorted(key for key in info["unexpected_keys"] if not key.endswith("position_ids"))
+        if left:
+            logger.warning(f"{model_class.__name__} has no place for {_shortened(left)}.")
+        model.tie_weights()
+        return model, is_lsg
+
+    def _warn_of_idle_options(self, is_lsg):
+        if is_lsg and not self.resize_lsg and not self.keep_first_global_token:
+            logger.warning(
+                "The source is LSG already and its global tokens are made anew; resize_lsg keeps them all, "
+                "keep_first_global_token the first."
+            )
+        for name in ("resize_lsg", "keep_first_global_token"):
+            if getattr(self, name) and not is_lsg:
+                logger.warning(f"{name} changes nothing: the source has no global tokens.")
+
+    def _convert_embeddings(self, model, tokenizer, is_lsg):
+        embeddings, config = model.base_model.embeddings, model.config
+        offset = config.pad_token_id + 1  # XLM-RoBERTa's positions start after it
+        position_table = embeddings.position_embeddings.weight
+        if not (is_lsg and self.resize_lsg):
+            kept = 1 if is_lsg and self.keep_first_global_token else 0
+            global_table = self._global_table(embeddings.word_embeddings.weight, position_table[offset:], tokenizer)
+            embeddings.global_embeddings.weight[kept:] = global_table[kept:]
+
+        config.max_position_embeddings = self.max_sequence_length + offset
+        position_table = tile_positions(position_table, config.max_position_embeddings, offset)
+        embeddings.position_embeddings = nn.Embedding.from_pretrained(
+            position_table, freeze=False, padding_idx=config.pad_token_id
+        )
+        embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
+        embeddings.token_type_ids = torch.zeros_like(embeddings.position_ids)
+
+    def _global_table(self, word_table, position_table, tokenizer):
+        """The 512 global tokens, `(512, hidden_size)`: words plus spread positions, `<s>` plus position 0 first."""
+        if self.random_global_init:
+            words = draw_like(word_table, MAX_GLOBAL_TOKENS, self.seed)
+        else:
+            words = _special_word(word_table, tokenizer, "mask_token").repeat(MAX_GLOBAL_TOKENS, 1)
+        words[0] = _special_word(word_table, tokenizer, "bos_token", "cls_token")
+        return words + position_table[spread_positions(len(position_table), self.global_positional_stride)]
+
+
+def tile_positions(table, num_rows, offset):
+    """
+    Args:
+        table (`torch.Tensor` of shape `(rows, hidden_size)`): position embeddings; the first `offset` rows are no
+            positions.
+        num_rows (`int`): rows of the result.
+
+    Returns:
+        `torch.Tensor` of shape `(num_rows, hidden_size)`: the positions repeated as often as it takes, or cut.
+    """
+    index = torch.arange(num_rows)
+    index[offset:] = (index[offset:] - offset) % (len(table) - offset) + offset
+    return table[index]
+
+
+def spread_positions(num_positions, stride):
+    """
+    Which position goes to which global token: 0, `stride`, `2 * stride`, ... to the first of them, so that however
+    few are used they stand far apart; at the end it starts again with the positions in between.
+
+    Returns:
+        `torch.LongTensor` of shape `(512,)`, each in `[0, num_positions)`.
+    """
+    # Of a longer table every num_positions // 512-th position is used, so that 512 tokens reach its end.
+    spacing = max(1, num_positions // MAX_GLOBAL_TOKENS)
+    index = torch.arange(MAX_GLOBAL_TOKENS)
+    index = index[torch.argsort(index % max(1, stride // spacing), stable=True)]
+    return index * spacing % num_positions
+
+
+def draw_like(table, count, seed):
+    """
+    Args:
+        table (`torch.Tensor` of shape `(rows, hidden_size)`): vectors of any float type.
+
+    Returns:
+        `torch.Tensor` of shape `(count, hidden_size)` and the table's type: a draw from the normal distribution with
+        the mean and the covariance of the rows; same seed, same draw.
+    """
+    mean = table.mean(0, dtype=torch.float32)
+    centred = table.float() - mean
+    covariance = (centred.T @ centred / (len(table) - 1)).double()
+    # The symmetric root: unlike Cholesky's it exists for singular matrices too, and it is unique.
+    values, vectors = torch.linalg.eigh(covariance)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    noise = torch.randn(count, table.shape[1], dtype=root.dtype, generator=torch.Generator().manual_seed(seed))
+    return (mean + noise @ root).to(table.dtype)
+
+
+def read_config(source, token=None):
+    """
+    Returns:
+        `dict`: the source's `config.json`.
+
+    Raises:
+        ValueError: there is none, or it is not that of an XLM-RoBERTa.
+    """
+    if not _may_be_there(source):
+        raise ValueError(
+            f"There is no folder {source!r}. Name the folder of a checkpoint, or a model of the hub such as "
+            "'FacebookAI/xlm-roberta-base'."
+        )
+    try:
+        with quiet_transformers():
+            config = XLMRobertaConfig.get_config_dict(source, token=token)[0]
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{source!r} is neither a folder here nor a model the hub gives: {first_line(error)}"
+        ) from error
+    if not config:
+        raise ValueError(f"{source!r} is not a checkpoint: it has no config.json.")
+    if config.get("model_type") != "xlm-roberta":
+        raise ValueError(
+            f"{source!r} is not an XLM-RoBERTa checkpoint: its model_type is {config.get('model_type')!r}, and only "
+            "'xlm-roberta' can be converted."
+        )
+    return config
+
+
+def is_lsg_config(config):
+    """Whether a `config.json`, as a `dict`, is that of an LSG checkpoint."""
+    return "block_size" in config
+
+
+@contextmanager
+def quiet_transformers():
+    """transformers logs nothing but errors: what matters of its reports is said in our own words."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def first_line(error):
+    """The first line of an exception's message, or its name where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _may_be_there(source):
+    """Whether `source` is a folder, or could be the name of a model on the hub."""
+    if Path(source).exists():
+        return Path(source).is_dir()
+    try:
+        validate_repo_id(source)
+    except ValueError:
+        return False
+    return True
+
+
+def _model_class(architecture, config):
+    if architecture is None:
+        architecture = (config.get("architectures") or ["LSGXLMRobertaModel"])[0]
+    name = architecture if architecture.startswith("LSG") else f"LSG{architecture}"
+    if name not in ARCHITECTURES:
+        raise ValueError(
+            f"There is no LSG version of architecture {architecture!r}. Give one of {', '.join(ARCHITECTURES)}, or "
+            "its name without LSG."
+        )
+    return ARCHITECTURES[name][1]
+
+
+def _special_word(word_table, tokenizer, *names):
+    """The embedding, `(hidden_size,)`, of the first of the special tokens that the tokenizer has."""
+    token_ids = [getattr(tokenizer, f"{name}_id") for name in names]
+    token_id = next((token_id for token_id in token_ids if token_id is not None), None)
+    if token_id is None or token_id >= len(word_table):
+        raise ValueError(
+            f"Global tokens are made of the {names[0]}'s embedding, but it has id {token_id} and the model "
+            f"{len(word_table)} word embeddings. Set {names[0]} in tokenizer_config.json."
+        )
+    return word_table[token_id]
+
+
+def _shortened(keys):
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

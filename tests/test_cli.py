@@ -1,0 +1,355 @@
+"""The command line: what it writes, that it loads anywhere, what it says, and that a failure leaves no trace."""
+
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import metadata_load
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from lsg_xlmr import cli
+
+
+ROOT = Path(__file__).parent.parent
+SOURCE = Path(__file__).parent / "data" / "parity_conversion" / "source"
+BLOCKS = "{'block_size': 16, 'sparse_block_size': 16}"
+FILES = [
+    "README.md",
+    "config.json",
+    "configuration_lsg.py",
+    "model.safetensors",
+    "modeling_lsg_xlm_roberta.py",
+    "sentencepiece.bpe.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+]
+
+# Run where lsg_xlmr cannot be imported: answers of a checkpoint, and of what is loaded from what it saved.
+LOAD_ELSEWHERE = """
+import sys
+sys.modules["lsg_xlmr"] = None
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+answers = []
+for folder, copy in (("out", "again"), ("again", None)):
+    model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer("Paris is the <mask> of France. " * 30, return_tensors="pt")
+    with torch.no_grad():
+        answers.append(model(**inputs).logits)
+    if copy:
+        model.save_pretrained(copy)
+        tokenizer.save_pretrained(copy)
+torch.save(answers, "answers.pt")
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """A function that runs the command line in an empty folder and gives exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*argv, source=SOURCE, **options):
+        given = {"initial_model": source, "model_name": "out", "max_sequence_length": 600, "model_kwargs": BLOCKS}
+        if not argv or argv[0].startswith("--"):
+            given = {name: value for name, value in {**given, **options}.items() if value is not None}
+            argv = [*(f"--{name}={value}" for name, value in given.items()), *argv]
+        capsys.readouterr()
+        try:
+            code = cli.main(list(argv))
+        except SystemExit as exit:
+            code = exit.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A copy of the source checkpoint that a test may change."""
+    return Path(shutil.copytree(SOURCE, tmp_path / "source"))
+
+
+def python_blocks(card):
+    return re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
+
+
+def test_result(run):
+    code, out, err = run()
+    assert code == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == FILES
+    assert re.match(
+        r"Wrote out: LSGXLMRobertaForMaskedLM for 600 tokens, 8 files, \d\.\d MB, in \d+\.\d s. Load it with\n\n", out
+    )
+    assert "|" in err and "Traceback" not in err
+    assert Path("out/sentencepiece.bpe.model").read_bytes() == (SOURCE / "sentencepiece.bpe.model").read_bytes()
+    config = json.loads(Path("out/config.json").read_text())
+    assert config["block_size"] == 16 and config["max_position_embeddings"] == 602
+    assert config["architectures"] == ["LSGXLMRobertaForMaskedLM"]
+    assert config["auto_map"]["AutoModelForMaskedLM"] == "modeling_lsg_xlm_roberta.LSGXLMRobertaForMaskedLM"
+    assert str(SOURCE) not in "".join(path.read_text() for path in Path("out").glob("*.[jm][sd]*"))
+    tokenizer, before = AutoTokenizer.from_pretrained("out"), AutoTokenizer.from_pretrained(SOURCE)
+    assert tokenizer.model_max_length == 600
+    text = "Paris is the capital of France, ½ ｆｕｌｌ ﬁ. Париж — столица Франции."
+    assert tokenizer(text).input_ids == before(text).input_ids
+    scope = {}
+    exec(out.split("\n\n", 1)[1], scope)
+    assert type(scope["model"]).__name__ == "LSGXLMRobertaForMaskedLM"
+
+
+@pytest.mark.parametrize(
+    "architecture, tag",
+    [
+        ("XLMRobertaModel", "feature-extraction"),
+        ("XLMRobertaForMaskedLM", "fill-mask"),
+        ("LSGXLMRobertaForCausalLM", "text-generation"),
+        ("LSGXLMRobertaForMultipleChoice", "multiple-choice"),
+        ("LSGXLMRobertaForQuestionAnswering", "question-answering"),
+        ("LSGXLMRobertaForSequenceClassification", "text-classification"),
+        ("LSGXLMRobertaForTokenClassification", "token-classification"),
+    ],
+)
+def test_model_card_snippets_run(run, source, architecture, tag):
+    (source / "README.md").write_text("---\nlicense: mit\nlanguage: [fr, ru]\ntags: [a]\n---\n# The source\n")
+    assert run(source=source, architecture=architecture)[0] == 0
+    card = Path("out/README.md")
+    header = metadata_load(card)
+    assert header["pipeline_tag"] == tag and header["library_name"] == "transformers"
+    assert header["license"] == "mit" and header["language"] == ["fr", "ru"] and "lsg" in header["tags"]
+    assert "| `block_size` | `16` |" in card.read_text()
+    blocks = python_blocks(card)
+    assert len(blocks) >= 3
+    for block in blocks:
+        exec(block, {})
+
+
+@pytest.mark.parametrize("header", ["", "---\n[: broken\n---\n"])
+def test_source_card_that_says_nothing(run, source, header):
+    (source / "README.md").write_text(f"{header}# The source\n")
+    assert run(source=source)[0] == 0
+    assert "license" not in metadata_load("out/README.md")
+
+
+def test_loads_where_the_package_is_not(tmp_path):
+    """The script of a clone from another folder, and a process that sees only what was written."""
+    options = {"initial_model": str(SOURCE), "model_name": "out", "model_kwargs": BLOCKS}
+    (tmp_path / "options.json").write_text(json.dumps(options))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["HF_MODULES_CACHE"] = str(tmp_path / "modules")
+    script = [sys.executable, str(ROOT / "convert_checkpoint.py"), "options.json"]
+    subprocess.run(script, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-I", "-c", LOAD_ELSEWHERE], cwd=tmp_path, env=environment, check=True, capture_output=True
+    )
+    model, tokenizer = cli.LSGConverter().convert_from_pretrained(SOURCE, block_size=16, sparse_block_size=16)
+    inputs = tokenizer("Paris is the <mask> of France. " * 30, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).logits
+    answers = torch.load(tmp_path / "answers.pt")
+    assert len(answers) == 2 and all(torch.equal(answer, expected) for answer in answers)
+    assert sorted(set(FILES) - {path.name for path in (tmp_path / "again").iterdir()}) == [
+        "README.md",
+        "sentencepiece.bpe.model",
+    ]
+
+
+def test_options_from_a_json_file(run, tmp_path):
+    options = {
+        "initial_model": str(SOURCE),
+        "model_name": "out",
+        "max_sequence_length": 700,
+        "random_global_init": True,
+        "resize_lsg": False,
+        "architecture": None,
+        "model_kwargs": {"block_size": 32, "mask_first_token": True},
+        "push_to_hub": False,
+    }
+    Path("options.json").write_text(json.dumps(options))
+    assert run("options.json")[0] == 0
+    config = json.loads(Path("out/config.json").read_text())
+    assert (config["max_position_embeddings"], config["block_size"], config["mask_first_token"]) == (702, 32, True)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("{", "cannot be read"),
+        ("[]", "one JSON object"),
+        ('{"initial_model": "a"}', "--model_name"),
+        ('{"initial_model": "a", "model_name": "b", "blok_size": 3}', "--blok_size"),
+        ('{"initial_model": "a", "model_name": "b", "max_sequence_length": "long"}', "invalid int value: 'long'"),
+        ('{"initial_model": "a", "model_name": "b", "max_sequence_length": 4096.5}', "invalid int value: '4096.5'"),
+        ('{"initial_model": "a", "model_name": "b", "resize_lsg": 3}', "--resize_lsg"),
+        ('{"initial_model": "a", "model_name": "b", "model_kwargs": [1]}', "--model_kwargs"),
+    ],
+)
+def test_wrong_json_files(run, text, words):
+    Path("options.json").write_text(text)
+    code, out, err = run("options.json")
+    assert code == 2 and not out and words in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["{'mask_first_token': True}", "{'mask_first_token': true}", '{"mask_first_token": true}']
+)
+def test_model_kwargs_in_python_and_in_json(run, text):
+    assert run(model_kwargs=text)[0] == 0
+    assert json.loads(Path("out/config.json").read_text())["mask_first_token"] is True
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"source": "/nowhere/at/all"}, "no folder '/nowhere/at/all'"),
+        ({"source": "nobody/nothing"}, "nobody/nothing"),
+        ({"source": "options.txt"}, "no folder 'options.txt'"),
+        ({"source": "empty"}, "no config.json"),
+        ({"source": "bert"}, "'bert'"),
+        ({"source": "corrupt"}, "cannot be read"),
+        ({"model_name": "full"}, "--overwrite"),
+        ({"model_name": "options.txt"}, "is a file"),
+        ({"source": "corrupt", "model_name": "corrupt", "overwrite": True}, "name a new folder"),
+        ({"model_name": ".", "overwrite": True}, "name a new folder"),
+        ({"max_sequence_length": 2}, "at least 3"),
+        ({"max_sequence_length": "many"}, "invalid int value"),
+        ({"architecture": "XLMRobertaForNothing"}, "XLMRobertaForNothing"),
+        ({"model_kwargs": "{'block_size': 0}"}, "block_size"),
+        ({"model_kwargs": "block_size=3"}, "is no dict"),
+        ({"dtype": "int8"}, "int8"),
+        ({"model_name": None}, "--model_name"),
+        ({"model_nam": "x"}, "--model_nam"),
+    ],
+)
+def test_errors_are_one_line_and_leave_no_trace(run, tmp_path, options, words):
+    for name in ("full", "empty", "bert", "corrupt"):
+        Path(name).mkdir()
+    Path("options.txt").write_text("a file")
+    Path("full/kept.txt").write_text("kept")
+    Path("bert/config.json").write_text('{"model_type": "bert"}')
+    shutil.copytree(SOURCE, "corrupt", dirs_exist_ok=True)
+    Path("corrupt/model.safetensors").write_bytes((SOURCE / "model.safetensors").read_bytes()[:1000])
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    code, out, err = run(**options)
+    assert code == 2 and not out
+    message = err.rsplit("\r", 1)[-1].strip()  # the progress bar goes before it
+    assert message.startswith("lsg-convert: ") and words in message and "\n" not in message
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+def test_overwrite_replaces_only_upon_success(run, source):
+    Path("out").mkdir()
+    Path("out/old.txt").write_text("old")
+    code, _, err = run("--overwrite", model_kwargs="{'block_size': 0}")
+    assert code == 2 and "block_size" in err
+    assert [path.name for path in Path("out").iterdir()] == ["old.txt"]
+    assert run("--overwrite")[0] == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == FILES
+    assert sorted(path.name for path in Path().iterdir()) == ["out", "source"]
+
+
+def test_failure_while_writing_leaves_the_target_alone(run, monkeypatch):
+    Path("out").mkdir()
+    Path("out/old.txt").write_text("old")
+
+    def no_space(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(cli, "model_card", no_space)
+    code, _, err = run("--overwrite")
+    assert code == 2 and "No space left on device" in err
+    assert [str(path) for path in Path().rglob("*")] == ["out", "out/old.txt"]
+
+
+def test_missing_parents_are_made(run):
+    assert run(model_name="a/b/out")[0] == 0
+    assert sorted(path.name for path in Path("a/b/out").iterdir()) == FILES
+    assert run(model_name="c/d", model_kwargs="{'block_size': 0}")[0] == 2
+    assert not Path("c").exists()
+
+
+def test_dtype_and_seed(run):
+    assert run(model_name="half", dtype="bfloat16")[0] == 0
+    assert {weight.dtype for weight in load_file("half/model.safetensors").values()} == {torch.bfloat16}
+    for name, seed in (("one", 1), ("again", 1), ("two", 2)):
+        assert run("--random_global_init", model_name=name, seed=seed)[0] == 0
+    one, again, two = (Path(name, "model.safetensors").read_bytes() for name in ("one", "again", "two"))
+    assert one == again != two
+
+
+def test_sentence_transformers_folder(run, source):
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ]
+    (source / "modules.json").write_text(json.dumps(modules))
+    (source / "sentence_bert_config.json").write_text('{"max_seq_length": 512, "do_lower_case": false}')
+    (source / "config_sentence_transformers.json").write_text('{"prompts": {}}')
+    (source / "1_Pooling").mkdir()
+    (source / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    assert run(source=source, architecture="XLMRobertaModel")[0] == 0
+    assert json.loads(Path("out/modules.json").read_text()) == modules
+    settings = json.loads(Path("out/sentence_bert_config.json").read_text())
+    assert settings == {"max_seq_length": 600, "do_lower_case": False}
+    assert json.loads(Path("out/1_Pooling/config.json").read_text()) == {"pooling_mode_mean_tokens": True}
+    assert Path("out/config_sentence_transformers.json").is_file() and Path("out/2_Normalize").is_dir()
+    assert 'SentenceTransformer("out", trust_remote_code=True)' in Path("out/README.md").read_text()
+    assert metadata_load("out/README.md")["library_name"] == "sentence-transformers"
+
+
+def test_tokenizer_file_that_truncates(run, source):
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    cut = {"direction": "Right", "max_length": 128, "strategy": "LongestFirst", "stride": 0}
+    (source / "tokenizer.json").write_text(json.dumps({**tokenizer, "truncation": cut}))
+    assert run(source=source)[0] == 0
+    assert json.loads(Path("out/tokenizer.json").read_text())["truncation"] == {**cut, "max_length": 600}
+    ids = AutoTokenizer.from_pretrained("out")("Paris " * 1000, truncation=True).input_ids
+    assert len(ids) == 600
+
+
+def test_run_test(run):
+    code, out, err = run("--run_test", model_kwargs=None)
+    lines = out.split("\n\n")[0].splitlines()
+    assert code == 0 and len(lines) == 9
+    assert all(re.match(r"ok     AutoModel\w* +\d+ tokens .* s   600 tokens .* s$", line) for line in lines[:7])
+    assert re.match(r"ok     Paris is the <mask> of France\.  '.*' 0\.\d+ before, 0\.\d+ after", lines[7])
+    assert lines[8].startswith("Wrote out: ")
+
+
+def test_run_test_finds_another_answer(run, monkeypatch):
+    """A conversion that forgets the words answers at random."""
+    from_pretrained = AutoModelForMaskedLM.from_pretrained
+
+    def forgetful(*args, **kwargs):
+        model = from_pretrained(*args, **kwargs)
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=5.0)
+        return model
+
+    monkeypatch.setattr(AutoModelForMaskedLM, "from_pretrained", forgetful)
+    code, out, err = run("--run_test", model_kwargs=None)
+    assert code == 1 and "FAILED Paris is the" in out and "Wrote out: " in out
+    assert "lsg-convert: the test failed" in err
+    assert Path("out/model.safetensors").is_file()
+
+
+def test_run_test_finds_a_head_that_fails(run, monkeypatch):
+    monkeypatch.setattr(AutoModelForMaskedLM, "from_pretrained", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(cli, "check_fill_mask", lambda *args: ("", True))
+    code, out, _ = run("--run_test", model_kwargs=None)
+    assert code == 1 and "FAILED AutoModelForMaskedLM                failed: division by zero" in out
+
+
+def test_module_runs_the_command_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lsg_xlmr", "--help"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("lsg_xlmr", run_name="__main__")
+    help = capsys.readouterr().out
+    assert caught.value.code == 0 and help.startswith("usage: lsg-convert") and "--max_sequence_length" in help
