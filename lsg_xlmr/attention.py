@@ -160,7 +160,8 @@ class BlockwiseAttention(torch.autograd.Function):
         ctx.seed = int(torch.randint(2**62, ())) if dropout > 0 else None
         buffers, drop = _Buffers(query), _Dropout(dropout, ctx.seed)
         n, h, positions, d = query.shape
-        context = query.new_zeros(n, positions, h, d)
+        # Blocks of padding are left out below, and must still be finite.
+        context = (query.new_empty if mask is None else query.new_zeros)(n, positions, h, d)
         with torch.autocast("cpu", enabled=False):
             for sequence, queries, pieces, key_mask in _blocks(mask, sparse_mask, key, sparse_key, config):
                 keys = buffers.gather("keys", pieces, key[sequence], sparse_key[sequence])  # h w d
@@ -217,10 +218,11 @@ class _Buffers:
 
     def gather(self, name, pieces, tokens, sparse):
         """The window: slices of `tokens` (`h T d`) and `sparse` (`h m d`) one after the other."""
-        width = sum(stop - start for _, start, stop in pieces)
-        window = self.empty(name, (tokens.shape[0], width, tokens.shape[2]))
         parts = [(sparse if is_sparse else tokens)[:, start:stop] for is_sparse, start, stop in pieces]
-        return torch.cat(parts, 1, out=window)
+        if len(parts) == 1:
+            return parts[0]
+        width = sum(part.shape[1] for part in parts)
+        return torch.cat(parts, 1, out=self.empty(name, (tokens.shape[0], width, tokens.shape[2])))
 
     @staticmethod
     def scatter(window, pieces, tokens, sparse):
@@ -275,8 +277,8 @@ def _blocks(mask, sparse_mask, key, sparse_key, config):
     for sequence in range(n):
         first, last = _bounds(mask, sequence, num_global_tokens, t)
         globals_piece = (False, 0, num_global_tokens)
-        token_pieces = [globals_piece, (False, num_global_tokens + first, num_global_tokens + last)]
-        yield _block(sequence, slice(0, num_global_tokens), token_pieces, mask, sparse_mask)
+        everything = [globals_piece, (False, num_global_tokens + first, num_global_tokens + last)]
+        yield _block(sequence, slice(0, num_global_tokens), everything, mask, sparse_mask)
         # Where sparse tokens are made of masked tokens too (`bos_pooling`), no block is without effect.
         seen_through_sparse = mask is not None and sparse_mask is None and m > 0
         for i in range(t // b) if seen_through_sparse else range(first // b, -(-last // b)):
@@ -284,13 +286,23 @@ def _blocks(mask, sparse_mask, key, sparse_key, config):
             left = max((i - 1) * step - s, 0), max((i - 1) * step, 0)
             right = min((i + 2) * step, m), min((i + 2) * step + s, m)
             pieces = [
-                globals_piece,
                 (True, *left),
+                globals_piece,
                 (False, num_global_tokens + near[0], num_global_tokens + near[1]),
                 (True, *right),
             ]
             queries = slice(num_global_tokens + i * b, num_global_tokens + (i + 1) * b)
             yield _block(sequence, queries, pieces, mask, sparse_mask)
+
+
+def _joined(pieces):
+    """`pieces` with those that follow each other in the same tensor as one."""
+    joined = []
+    for is_sparse, start, stop in pieces:
+        if joined and joined[-1][0] == is_sparse and joined[-1][2] == start:
+            start = joined.pop()[1]
+        joined.append((is_sparse, start, stop))
+    return joined
 
 
 def _bounds(mask, sequence, num_global_tokens, t):
@@ -302,7 +314,7 @@ def _bounds(mask, sequence, num_global_tokens, t):
 
 
 def _block(sequence, queries, pieces, mask, sparse_mask):
-    pieces = [piece for piece in pieces if piece[1] < piece[2]]
+    pieces = _joined(piece for piece in pieces if piece[1] < piece[2])
     if mask is None and sparse_mask is None:
         return sequence, queries, pieces, None
     heads = 1 if sparse_mask is None else sparse_mask.shape[1]
