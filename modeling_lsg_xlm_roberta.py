@@ -26,6 +26,7 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import (
     XLMRobertaSelfAttention,
 )
 from transformers.utils import logging
+from transformers.utils.import_utils import is_tracing
 
 from .configuration_lsg import MAX_GLOBAL_TOKENS, LSGConfig, LSGXLMRobertaConfig
 
@@ -54,7 +55,8 @@ def norm(key, value, mask, first_query, projections, config):
     first: the published order, which counts where a window ends within a chunk.
     """
     chunk = _chunk_size(config)
-    norms = torch.linalg.vector_norm(key.detach(), dim=-1, dtype=torch.float32)  # n h t
+    dtype = torch.promote_types(key.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(key.detach(), dim=-1, dtype=dtype)  # n h t
     if mask is not None:
         norms = norms * mask[:, None]
     index = norms.unflatten(-1, (-1, chunk)).topk(chunk // config.sparsity_factor).indices.flip(-1)
@@ -200,11 +202,11 @@ def _cluster_sums(x, cluster, size):
 #
 # A token's query in block `i` sees the globals, the tokens of blocks `i-1, i, i+1`, the `s` sparse tokens before
 # `(i-1)*step` and the `s` from `(i+2)*step` on; a global query sees every global and token (Condevaux & Harispe, PAKDD
-# 2023, section 3). The three implementations share one signature and give the same numbers:
+# 2023, section 3). The three implementations give the same numbers:
 #
 # - `eager_attention`: dense and simple, the only one that returns attention weights;
 # - `sdpa_attention`: block by block, each block's window of keys gathered in one small buffer (CPU), or all windows at
-#   once for `torch.nn.functional.scaled_dot_product_attention` (elsewhere);
+#   once for `torch.nn.functional.scaled_dot_product_attention` (elsewhere, and when traced or compiled);
 # - `flex_attention`: `torch.nn.attention.flex_attention` over `[tokens | sparse | globals]`, without windows.
 
 
@@ -215,7 +217,7 @@ FLEX_DEVICES = ("cuda",)
 MIN_FLEX_HEAD_DIM = 16
 
 
-def lsg_attention(query, key, value, mask, projections, config, implementation, scaling, dropout=0.0):
+def lsg_attention(query, key, value, mask, projections, config, implementation, scaling, dropout=0.0, num_padding=0):
     """
     Args:
         query, key, value (`torch.Tensor` of shape `n h T d`): globals first; `t <= 2*b`, or a multiple of `b`.
@@ -226,15 +228,18 @@ def lsg_attention(query, key, value, mask, projections, config, implementation, 
             that has no fused kernel: off CUDA, with dropout, and for heads smaller than 16.
         scaling (`float`): what scores are multiplied by.
         dropout (`float`): probability of dropping an attention weight.
+        num_padding (`int`): how many of the last positions only fill the last block, to be left out of the weights.
 
     Returns:
-        the context `n T h d` and, from `"eager"`, the attention weights `n h T T` (otherwise `None`). The rows of
-        queries that are masked themselves carry no meaning.
+        the context `n T h d` and, from `"eager"`, the attention weights `n h T-num_padding T-num_padding` (otherwise
+        `None`). The rows of queries that are masked themselves carry no meaning.
     """
     num_global_tokens = config.num_global_tokens
     if key.shape[2] - num_global_tokens <= 2 * config.block_size:
-        attention = _full_eager_attention if implementation == "eager" else _full_attention
-        return attention(query, key, value, mask, scaling, dropout)
+        if implementation == "eager":
+            weights = apply_dropout(_full_weights(query, key, mask, scaling), dropout)
+            return (weights @ value).transpose(1, 2), weights
+        return _full_attention(query, key, value, mask, scaling, dropout), None
     if implementation == "flex_attention" and not _flex_attention_fits(query, dropout):
         implementation = "sdpa"
     select = partial(
@@ -244,7 +249,9 @@ def lsg_attention(query, key, value, mask, projections, config, implementation, 
         projections=projections,
         config=config,
     )
-    return LSG_ATTENTION_FUNCTIONS[implementation](query, key, value, mask, select, config, scaling, dropout)
+    if implementation == "eager":
+        return eager_attention(query, key, value, mask, select, config, scaling, dropout, num_padding)
+    return LSG_ATTENTION_FUNCTIONS[implementation](query, key, value, mask, select, config, scaling, dropout), None
 
 
 def is_visible(q, k, t, m, block_size, sparse_block_size):
@@ -261,7 +268,7 @@ def is_visible(q, k, t, m, block_size, sparse_block_size):
     return is_local | ((sparse >= 0) & (sparse < m) & (is_left | is_right)) | (sparse >= m)
 
 
-def eager_attention(query, key, value, mask, select, config, scaling, dropout):
+def eager_attention(query, key, value, mask, select, config, scaling, dropout, num_padding):
     """Dense scores over tokens, sparse tokens and globals. A sparse token's weight is spread over its tokens."""
     num_global_tokens, (n, h, _, _) = config.num_global_tokens, key.shape
     t = key.shape[2] - num_global_tokens
@@ -279,18 +286,24 @@ def eager_attention(query, key, value, mask, select, config, scaling, dropout):
     to_tokens, to_sparse, to_globals = weights.split((t, m, num_global_tokens), -1)
     weights = torch.cat([to_globals, to_tokens + to_sparse @ spread], -1)  # n h t T
     global_weights = _full_weights(query[:, :, :num_global_tokens], key, mask, scaling)
-    return _eager_context(torch.cat([global_weights, weights], 2), value, dropout)
+    weights = apply_dropout(torch.cat([global_weights, weights], 2), dropout)
+    if not num_padding:
+        return (weights @ value).transpose(1, 2), weights
+    # The weights handed out are those the context is made of, so that gradients reach them.
+    kept = weights.shape[-1] - num_padding
+    of_padding, to_padding, weights = weights[:, :, kept:], weights[:, :, :kept, kept:], weights[:, :, :kept, :kept]
+    context = weights @ value[:, :, :kept] + to_padding @ value[:, :, kept:]
+    return torch.cat([context, of_padding @ value], 2).transpose(1, 2), weights
 
 
 def sdpa_attention(query, key, value, mask, select, config, scaling, dropout):
     """Fused or blocked kernels on windows of keys; memory grows with `t`."""
     num_global_tokens = config.num_global_tokens
     sparse_key, sparse_value, sparse_mask = select(key[:, :, num_global_tokens:], value[:, :, num_global_tokens:])
-    if query.device.type in BLOCKWISE_DEVICES:
-        context = BlockwiseAttention.apply(
+    if query.device.type in BLOCKWISE_DEVICES and not is_tracing(query):
+        return BlockwiseAttention.apply(
             query, key, value, sparse_key, sparse_value, mask, sparse_mask, config, scaling, dropout
         )
-        return context, None
     t, m = key.shape[2] - num_global_tokens, sparse_key.shape[2]
     key_mask = _key_mask(mask, sparse_mask, key, m, num_global_tokens)
     windows = partial(_windows, t=t, config=config)
@@ -301,7 +314,7 @@ def sdpa_attention(query, key, value, mask, select, config, scaling, dropout):
     queries = query[:, :, num_global_tokens:].unflatten(2, (-1, config.block_size)).flatten(1, 2)
     context = scaled_dot_product_attention(queries, keys, values, window_mask, dropout, scale=scaling)
     context = context.unflatten(1, (key.shape[1], -1)).flatten(2, 3).transpose(1, 2)  # n t h d
-    return _with_globals(context, query, key, value, mask, config, scaling, dropout), None
+    return _with_globals(context, query, key, value, mask, config, scaling, dropout)
 
 
 def flex_attention(query, key, value, mask, select, config, scaling, dropout):
@@ -321,7 +334,7 @@ def flex_attention(query, key, value, mask, select, config, scaling, dropout):
         block_mask=block_mask,
         scale=scaling,
     )
-    return _with_globals(context.transpose(1, 2), query, key, value, mask, config, scaling, dropout), None
+    return _with_globals(context.transpose(1, 2), query, key, value, mask, config, scaling, dropout)
 
 
 LSG_ATTENTION_FUNCTIONS = {"eager": eager_attention, "sdpa": sdpa_attention, "flex_attention": flex_attention}
@@ -551,17 +564,12 @@ def _windows(x, t, config):
 def _with_globals(context, query, key, value, mask, config, scaling, dropout):
     """The tokens' context (`n t h d`) with that of the global queries, which see everything, before it."""
     global_query = query[:, :, : config.num_global_tokens]
-    return torch.cat([_full_attention(global_query, key, value, mask, scaling, dropout)[0], context], 1)
+    return torch.cat([_full_attention(global_query, key, value, mask, scaling, dropout), context], 1)
 
 
 def _full_attention(query, key, value, mask, scaling, dropout):
     mask = None if mask is None else mask[:, None, None].expand(-1, -1, query.shape[2], -1)
-    context = scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling)
-    return context.transpose(1, 2), None
-
-
-def _full_eager_attention(query, key, value, mask, scaling, dropout):
-    return _eager_context(_full_weights(query, key, mask, scaling), value, dropout)
+    return scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling).transpose(1, 2)
 
 
 def _full_weights(query, key, mask, scaling):
@@ -569,11 +577,6 @@ def _full_weights(query, key, mask, scaling):
     if mask is not None:
         scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
     return scores.softmax(-1)
-
-
-def _eager_context(weights, value, dropout):
-    weights = apply_dropout(weights, dropout)
-    return (weights @ value).transpose(1, 2), weights
 
 
 @lru_cache(maxsize=32)
@@ -635,8 +638,8 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
         embeddings = super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, past_key_values_length)
         if self.config.is_decoder:
             return embeddings
-        global_embeddings = self.global_embeddings.weight[: self.config.num_global_tokens]
-        global_embeddings = self.LayerNorm(global_embeddings.expand(embeddings.shape[0], -1, -1))
+        index = torch.arange(self.config.num_global_tokens, device=embeddings.device)
+        global_embeddings = self.LayerNorm(self.global_embeddings(index)).expand(embeddings.shape[0], -1, -1)
         return torch.cat([self.dropout(global_embeddings), embeddings], dim=1)
 
     def _check_length(self, input_ids, position_ids, inputs_embeds, past_key_values_length):
@@ -668,7 +671,15 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
 class LSGAttention(XLMRobertaSelfAttention):
     """XLM-RoBERTa's self-attention with the LSG product in the place of the dense one."""
 
-    def forward(self, hidden_states, attention_mask=None, past_key_values=None, output_attentions=False, **kwargs):
+    def forward(
+        self,
+        hidden_states,
+        attention_mask=None,
+        past_key_values=None,
+        output_attentions=False,
+        num_padding=0,
+        **kwargs,
+    ):
         """
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`):
@@ -676,10 +687,12 @@ class LSGAttention(XLMRobertaSelfAttention):
             attention_mask (`torch.BoolTensor` of shape `hidden_states.shape[:2]`, *optional*): `True` where a key
                 may be seen; `None` where all may.
             output_attentions (`bool`): return the attention weights, by eager attention if need be.
+            num_padding (`int`): how many of the last positions fill the last block only.
 
         Returns:
             the context, of the shape of `hidden_states`, and the attention weights of shape `(batch_size, num_heads,
-            length, length)` over globals and tokens where they are asked for, otherwise `None`.
+            num_global_tokens + sequence_length, num_global_tokens + sequence_length)` where they are asked for,
+            otherwise `None`.
         """
         if self.is_decoder:
             kwargs["output_attentions"] = output_attentions
@@ -703,6 +716,7 @@ class LSGAttention(XLMRobertaSelfAttention):
             implementation,
             self.scaling,
             self.dropout.p if self.training else 0.0,
+            num_padding,
         )
         return context.reshape(hidden_states.shape), weights
 
@@ -742,7 +756,8 @@ class LSGLayer(XLMRobertaLayer):
             the tokens, the globals and the padding, of the same shapes.
         """
         parts = (global_states, hidden_states, padding_states)
-        states = super().forward(torch.cat(parts, dim=1), attention_mask, **kwargs)
+        num_padding = padding_states.shape[1]
+        states = super().forward(torch.cat(parts, dim=1), attention_mask, num_padding=num_padding, **kwargs)
         global_states, hidden_states, padding_states = states.split([part.shape[1] for part in parts], dim=1)
         return hidden_states, global_states, padding_states
 
@@ -796,9 +811,8 @@ class LSGXLMRobertaPreTrainedModel(XLMRobertaPreTrainedModel):
             requested_attention = "flex_attention"
         if requested_attention not in (None, *LSG_ATTENTION_FUNCTIONS):
             raise ValueError(
-                f'attn_implementation="{requested_attention}" is not one LSG attention has. Use one of '
-                + ", ".join(f'"{name}"' for name in LSG_ATTENTION_FUNCTIONS)
-                + "."
+                f'Specified `attn_implementation="{requested_attention}"` is not supported by LSG attention. Use one '
+                f"of {', '.join(repr(name) for name in LSG_ATTENTION_FUNCTIONS)}."
             )
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
@@ -828,6 +842,8 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
         num_global_tokens = self.config.num_global_tokens
         length -= num_global_tokens
         padding = _padded_length(length, self.config) - length
+        if attention_mask is None and not padding and not self.config.mask_first_token:
+            return None
         if attention_mask is None:
             mask = torch.ones(batch_size, length, dtype=torch.bool, device=embedding_output.device)
         elif attention_mask.shape == (batch_size, length):
@@ -839,7 +855,7 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
             )
         if self.config.mask_first_token:
             mask = torch.cat([torch.zeros_like(mask[:, :1]), mask[:, 1:]], dim=1)
-        if not padding and mask.all():
+        if not padding and not is_tracing(mask) and mask.all():
             return None
         return pad(pad(mask, (0, padding), value=False), (num_global_tokens, 0), value=True)
 
@@ -849,10 +865,13 @@ class _LSGHead:
 
     def __init__(self, config):
         super().__init__(config)
+        checkpointing = self.is_gradient_checkpointing  # old configs ask for it, and the encoder above has taken it
         # transformers 5.0 builds the multiple choice head without the pooler that its forward needs
         has_pooler = self.roberta.pooler is not None or isinstance(self, XLMRobertaForMultipleChoice)
         self.roberta = LSGXLMRobertaModel(config, add_pooling_layer=has_pooler)
         self.post_init()
+        if checkpointing:
+            self.gradient_checkpointing_enable()
 
 
 class LSGXLMRobertaForMaskedLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForMaskedLM):
@@ -860,7 +879,10 @@ class LSGXLMRobertaForMaskedLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobert
 
 
 class LSGXLMRobertaForCausalLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForCausalLM):
-    """[`~transformers.XLMRobertaForCausalLM`]; with LSG attention unless `config.is_decoder=True`."""
+    """
+    [`~transformers.XLMRobertaForCausalLM`]: the stock causal decoder with `config.is_decoder=True`; without it LSG
+    attention, which sees both sides and has no cache.
+    """
 
 
 class LSGXLMRobertaForSequenceClassification(

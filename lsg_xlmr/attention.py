@@ -8,11 +8,11 @@ block, `s = config.sparse_block_size`, `w` keys in a window.
 
 A token's query in block `i` sees the globals, the tokens of blocks `i-1, i, i+1`, the `s` sparse tokens before
 `(i-1)*step` and the `s` from `(i+2)*step` on; a global query sees every global and token (Condevaux & Harispe, PAKDD
-2023, section 3). The three implementations share one signature and give the same numbers:
+2023, section 3). The three implementations give the same numbers:
 
 - `eager_attention`: dense and simple, the only one that returns attention weights;
 - `sdpa_attention`: block by block, each block's window of keys gathered in one small buffer (CPU), or all windows at
-  once for `torch.nn.functional.scaled_dot_product_attention` (elsewhere);
+  once for `torch.nn.functional.scaled_dot_product_attention` (elsewhere, and when traced or compiled);
 - `flex_attention`: `torch.nn.attention.flex_attention` over `[tokens | sparse | globals]`, without windows.
 """
 
@@ -22,6 +22,7 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention as torch_flex_attention
 from torch.nn.functional import dropout as apply_dropout, pad, scaled_dot_product_attention
 from transformers.integrations.flex_attention import compile_friendly_flex_attention
+from transformers.utils.import_utils import is_tracing
 
 from .sparsity import sparse_tokens
 
@@ -33,7 +34,7 @@ FLEX_DEVICES = ("cuda",)
 MIN_FLEX_HEAD_DIM = 16
 
 
-def lsg_attention(query, key, value, mask, projections, config, implementation, scaling, dropout=0.0):
+def lsg_attention(query, key, value, mask, projections, config, implementation, scaling, dropout=0.0, num_padding=0):
     """
     Args:
         query, key, value (`torch.Tensor` of shape `n h T d`): globals first; `t <= 2*b`, or a multiple of `b`.
@@ -44,15 +45,18 @@ def lsg_attention(query, key, value, mask, projections, config, implementation, 
             that has no fused kernel: off CUDA, with dropout, and for heads smaller than 16.
         scaling (`float`): what scores are multiplied by.
         dropout (`float`): probability of dropping an attention weight.
+        num_padding (`int`): how many of the last positions only fill the last block, to be left out of the weights.
 
     Returns:
-        the context `n T h d` and, from `"eager"`, the attention weights `n h T T` (otherwise `None`). The rows of
-        queries that are masked themselves carry no meaning.
+        the context `n T h d` and, from `"eager"`, the attention weights `n h T-num_padding T-num_padding` (otherwise
+        `None`). The rows of queries that are masked themselves carry no meaning.
     """
     num_global_tokens = config.num_global_tokens
     if key.shape[2] - num_global_tokens <= 2 * config.block_size:
-        attention = _full_eager_attention if implementation == "eager" else _full_attention
-        return attention(query, key, value, mask, scaling, dropout)
+        if implementation == "eager":
+            weights = apply_dropout(_full_weights(query, key, mask, scaling), dropout)
+            return (weights @ value).transpose(1, 2), weights
+        return _full_attention(query, key, value, mask, scaling, dropout), None
     if implementation == "flex_attention" and not _flex_attention_fits(query, dropout):
         implementation = "sdpa"
     select = partial(
@@ -62,7 +66,9 @@ def lsg_attention(query, key, value, mask, projections, config, implementation, 
         projections=projections,
         config=config,
     )
-    return LSG_ATTENTION_FUNCTIONS[implementation](query, key, value, mask, select, config, scaling, dropout)
+    if implementation == "eager":
+        return eager_attention(query, key, value, mask, select, config, scaling, dropout, num_padding)
+    return LSG_ATTENTION_FUNCTIONS[implementation](query, key, value, mask, select, config, scaling, dropout), None
 
 
 def is_visible(q, k, t, m, block_size, sparse_block_size):
@@ -79,7 +85,7 @@ def is_visible(q, k, t, m, block_size, sparse_block_size):
     return is_local | ((sparse >= 0) & (sparse < m) & (is_left | is_right)) | (sparse >= m)
 
 
-def eager_attention(query, key, value, mask, select, config, scaling, dropout):
+def eager_attention(query, key, value, mask, select, config, scaling, dropout, num_padding):
     """Dense scores over tokens, sparse tokens and globals. A sparse token's weight is spread over its tokens."""
     num_global_tokens, (n, h, _, _) = config.num_global_tokens, key.shape
     t = key.shape[2] - num_global_tokens
@@ -97,18 +103,24 @@ def eager_attention(query, key, value, mask, select, config, scaling, dropout):
     to_tokens, to_sparse, to_globals = weights.split((t, m, num_global_tokens), -1)
     weights = torch.cat([to_globals, to_tokens + to_sparse @ spread], -1)  # n h t T
     global_weights = _full_weights(query[:, :, :num_global_tokens], key, mask, scaling)
-    return _eager_context(torch.cat([global_weights, weights], 2), value, dropout)
+    weights = apply_dropout(torch.cat([global_weights, weights], 2), dropout)
+    if not num_padding:
+        return (weights @ value).transpose(1, 2), weights
+    # The weights handed out are those the context is made of, so that gradients reach them.
+    kept = weights.shape[-1] - num_padding
+    of_padding, to_padding, weights = weights[:, :, kept:], weights[:, :, :kept, kept:], weights[:, :, :kept, :kept]
+    context = weights @ value[:, :, :kept] + to_padding @ value[:, :, kept:]
+    return torch.cat([context, of_padding @ value], 2).transpose(1, 2), weights
 
 
 def sdpa_attention(query, key, value, mask, select, config, scaling, dropout):
     """Fused or blocked kernels on windows of keys; memory grows with `t`."""
     num_global_tokens = config.num_global_tokens
     sparse_key, sparse_value, sparse_mask = select(key[:, :, num_global_tokens:], value[:, :, num_global_tokens:])
-    if query.device.type in BLOCKWISE_DEVICES:
-        context = BlockwiseAttention.apply(
+    if query.device.type in BLOCKWISE_DEVICES and not is_tracing(query):
+        return BlockwiseAttention.apply(
             query, key, value, sparse_key, sparse_value, mask, sparse_mask, config, scaling, dropout
         )
-        return context, None
     t, m = key.shape[2] - num_global_tokens, sparse_key.shape[2]
     key_mask = _key_mask(mask, sparse_mask, key, m, num_global_tokens)
     windows = partial(_windows, t=t, config=config)
@@ -119,7 +131,7 @@ def sdpa_attention(query, key, value, mask, select, config, scaling, dropout):
     queries = query[:, :, num_global_tokens:].unflatten(2, (-1, config.block_size)).flatten(1, 2)
     context = scaled_dot_product_attention(queries, keys, values, window_mask, dropout, scale=scaling)
     context = context.unflatten(1, (key.shape[1], -1)).flatten(2, 3).transpose(1, 2)  # n t h d
-    return _with_globals(context, query, key, value, mask, config, scaling, dropout), None
+    return _with_globals(context, query, key, value, mask, config, scaling, dropout)
 
 
 def flex_attention(query, key, value, mask, select, config, scaling, dropout):
@@ -139,7 +151,7 @@ def flex_attention(query, key, value, mask, select, config, scaling, dropout):
         block_mask=block_mask,
         scale=scaling,
     )
-    return _with_globals(context.transpose(1, 2), query, key, value, mask, config, scaling, dropout), None
+    return _with_globals(context.transpose(1, 2), query, key, value, mask, config, scaling, dropout)
 
 
 LSG_ATTENTION_FUNCTIONS = {"eager": eager_attention, "sdpa": sdpa_attention, "flex_attention": flex_attention}
@@ -369,17 +381,12 @@ def _windows(x, t, config):
 def _with_globals(context, query, key, value, mask, config, scaling, dropout):
     """The tokens' context (`n t h d`) with that of the global queries, which see everything, before it."""
     global_query = query[:, :, : config.num_global_tokens]
-    return torch.cat([_full_attention(global_query, key, value, mask, scaling, dropout)[0], context], 1)
+    return torch.cat([_full_attention(global_query, key, value, mask, scaling, dropout), context], 1)
 
 
 def _full_attention(query, key, value, mask, scaling, dropout):
     mask = None if mask is None else mask[:, None, None].expand(-1, -1, query.shape[2], -1)
-    context = scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling)
-    return context.transpose(1, 2), None
-
-
-def _full_eager_attention(query, key, value, mask, scaling, dropout):
-    return _eager_context(_full_weights(query, key, mask, scaling), value, dropout)
+    return scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling).transpose(1, 2)
 
 
 def _full_weights(query, key, mask, scaling):
@@ -387,11 +394,6 @@ def _full_weights(query, key, mask, scaling):
     if mask is not None:
         scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
     return scores.softmax(-1)
-
-
-def _eager_context(weights, value, dropout):
-    weights = apply_dropout(weights, dropout)
-    return (weights @ value).transpose(1, 2), weights
 
 
 @lru_cache(maxsize=32)

@@ -26,6 +26,7 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import (
     XLMRobertaSelfAttention,
 )
 from transformers.utils import logging
+from transformers.utils.import_utils import is_tracing
 
 from .attention import LSG_ATTENTION_FUNCTIONS, lsg_attention
 from .configuration_lsg import MAX_GLOBAL_TOKENS, LSGConfig, LSGXLMRobertaConfig
@@ -58,8 +59,8 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
         embeddings = super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, past_key_values_length)
         if self.config.is_decoder:
             return embeddings
-        global_embeddings = self.global_embeddings.weight[: self.config.num_global_tokens]
-        global_embeddings = self.LayerNorm(global_embeddings.expand(embeddings.shape[0], -1, -1))
+        index = torch.arange(self.config.num_global_tokens, device=embeddings.device)
+        global_embeddings = self.LayerNorm(self.global_embeddings(index)).expand(embeddings.shape[0], -1, -1)
         return torch.cat([self.dropout(global_embeddings), embeddings], dim=1)
 
     def _check_length(self, input_ids, position_ids, inputs_embeds, past_key_values_length):
@@ -91,7 +92,15 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
 class LSGAttention(XLMRobertaSelfAttention):
     """XLM-RoBERTa's self-attention with the LSG product in the place of the dense one."""
 
-    def forward(self, hidden_states, attention_mask=None, past_key_values=None, output_attentions=False, **kwargs):
+    def forward(
+        self,
+        hidden_states,
+        attention_mask=None,
+        past_key_values=None,
+        output_attentions=False,
+        num_padding=0,
+        **kwargs,
+    ):
         """
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`):
@@ -99,10 +108,12 @@ class LSGAttention(XLMRobertaSelfAttention):
             attention_mask (`torch.BoolTensor` of shape `hidden_states.shape[:2]`, *optional*): `True` where a key
                 may be seen; `None` where all may.
             output_attentions (`bool`): return the attention weights, by eager attention if need be.
+            num_padding (`int`): how many of the last positions fill the last block only.
 
         Returns:
             the context, of the shape of `hidden_states`, and the attention weights of shape `(batch_size, num_heads,
-            length, length)` over globals and tokens where they are asked for, otherwise `None`.
+            num_global_tokens + sequence_length, num_global_tokens + sequence_length)` where they are asked for,
+            otherwise `None`.
         """
         if self.is_decoder:
             kwargs["output_attentions"] = output_attentions
@@ -126,6 +137,7 @@ class LSGAttention(XLMRobertaSelfAttention):
             implementation,
             self.scaling,
             self.dropout.p if self.training else 0.0,
+            num_padding,
         )
         return context.reshape(hidden_states.shape), weights
 
@@ -165,7 +177,8 @@ class LSGLayer(XLMRobertaLayer):
             the tokens, the globals and the padding, of the same shapes.
         """
         parts = (global_states, hidden_states, padding_states)
-        states = super().forward(torch.cat(parts, dim=1), attention_mask, **kwargs)
+        num_padding = padding_states.shape[1]
+        states = super().forward(torch.cat(parts, dim=1), attention_mask, num_padding=num_padding, **kwargs)
         global_states, hidden_states, padding_states = states.split([part.shape[1] for part in parts], dim=1)
         return hidden_states, global_states, padding_states
 
@@ -219,9 +232,8 @@ class LSGXLMRobertaPreTrainedModel(XLMRobertaPreTrainedModel):
             requested_attention = "flex_attention"
         if requested_attention not in (None, *LSG_ATTENTION_FUNCTIONS):
             raise ValueError(
-                f'attn_implementation="{requested_attention}" is not one LSG attention has. Use one of '
-                + ", ".join(f'"{name}"' for name in LSG_ATTENTION_FUNCTIONS)
-                + "."
+                f'Specified `attn_implementation="{requested_attention}"` is not supported by LSG attention. Use one '
+                f"of {', '.join(repr(name) for name in LSG_ATTENTION_FUNCTIONS)}."
             )
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
@@ -251,6 +263,8 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
         num_global_tokens = self.config.num_global_tokens
         length -= num_global_tokens
         padding = _padded_length(length, self.config) - length
+        if attention_mask is None and not padding and not self.config.mask_first_token:
+            return None
         if attention_mask is None:
             mask = torch.ones(batch_size, length, dtype=torch.bool, device=embedding_output.device)
         elif attention_mask.shape == (batch_size, length):
@@ -262,7 +276,7 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
             )
         if self.config.mask_first_token:
             mask = torch.cat([torch.zeros_like(mask[:, :1]), mask[:, 1:]], dim=1)
-        if not padding and mask.all():
+        if not padding and not is_tracing(mask) and mask.all():
             return None
         return pad(pad(mask, (0, padding), value=False), (num_global_tokens, 0), value=True)
 
@@ -272,10 +286,13 @@ class _LSGHead:
 
     def __init__(self, config):
         super().__init__(config)
+        checkpointing = self.is_gradient_checkpointing  # old configs ask for it, and the encoder above has taken it
         # transformers 5.0 builds the multiple choice head without the pooler that its forward needs
         has_pooler = self.roberta.pooler is not None or isinstance(self, XLMRobertaForMultipleChoice)
         self.roberta = LSGXLMRobertaModel(config, add_pooling_layer=has_pooler)
         self.post_init()
+        if checkpointing:
+            self.gradient_checkpointing_enable()
 
 
 class LSGXLMRobertaForMaskedLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForMaskedLM):
@@ -283,7 +300,10 @@ class LSGXLMRobertaForMaskedLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobert
 
 
 class LSGXLMRobertaForCausalLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForCausalLM):
-    """[`~transformers.XLMRobertaForCausalLM`]; with LSG attention unless `config.is_decoder=True`."""
+    """
+    [`~transformers.XLMRobertaForCausalLM`]: the stock causal decoder with `config.is_decoder=True`; without it LSG
+    attention, which sees both sides and has no cache.
+    """
 
 
 class LSGXLMRobertaForSequenceClassification(

@@ -29,7 +29,8 @@ def norm(key, value, mask, first_query, projections, config):
     first: the published order, which counts where a window ends within a chunk.
     """
     chunk = _chunk_size(config)
-    norms = torch.linalg.vector_norm(key.detach(), dim=-1, dtype=torch.float32)  # n h t
+    dtype = torch.promote_types(key.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(key.detach(), dim=-1, dtype=dtype)  # n h t
     if mask is not None:
         norms = norms * mask[:, None]
     index = norms.unflatten(-1, (-1, chunk)).topk(chunk // config.sparsity_factor).indices.flip(-1)

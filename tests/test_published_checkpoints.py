@@ -74,9 +74,7 @@ def test_only_what_is_new_is_initialized(tmp_path):
     folder = write_checkpoint(tmp_path / "checkpoint", load_file(CASE / "model.safetensors"))
     _, info = AutoModel.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
     assert info["missing_keys"] == {"pooler.dense.weight", "pooler.dense.bias"}
-    _, info = AutoModelForTokenClassification.from_pretrained(
-        folder, trust_remote_code=True, output_loading_info=True
-    )
+    _, info = AutoModelForTokenClassification.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
     assert info["missing_keys"] == {"classifier.weight", "classifier.bias"}
 
 
