@@ -81,7 +81,7 @@ def draw(results, path):
     axes.axhline(100 * results["stock"], color="black", linestyle="--", label="source, 512 tokens")
     axes.set_xscale("log", base=2)
     axes.set_xticks(LENGTHS, [f"{length:,}" for length in LENGTHS])
-    axes.set(xlabel="tokens in the document", ylabel="masks filled right, %", ylim=(0, 102))
+    axes.set(xlabel="tokens in the document", ylabel="masks filled right, %", ylim=(90, 100))
     axes.set_title("Held-out facts among other sentences, converted without training")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

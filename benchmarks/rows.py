@@ -85,7 +85,7 @@ CPU_ROWS = (
         Check("published", "at least", 2.2),
     ),
     _forward(8192, 3, PEERS),
-    # BigBird takes minutes for a forward pass here, ModernBERT half of stock's time.
+    # Without BigBird, which takes minutes here, and ModernBERT, so that all rows fit in an hour.
     _forward(
         16384,
         3,
