@@ -286,7 +286,8 @@ class _LSGHead:
 
     def __init__(self, config):
         super().__init__(config)
-        checkpointing = self.is_gradient_checkpointing  # old configs ask for it, and the encoder above has taken it
+        # An old config may ask for checkpointing: the encoder above has taken the request, and goes.
+        checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
         # transformers 5.0 builds the multiple choice head without the pooler that its forward needs
         has_pooler = self.roberta.pooler is not None or isinstance(self, XLMRobertaForMultipleChoice)
         self.roberta = LSGXLMRobertaModel(config, add_pooling_layer=has_pooler)
