@@ -24,6 +24,7 @@ from torch.nn.functional import dropout as apply_dropout, pad, scaled_dot_produc
 from transformers.integrations.flex_attention import compile_friendly_flex_attention
 from transformers.utils.import_utils import is_tracing
 
+from .dropout import draw_kept, dropout_scale
 from .sparsity import sparse_tokens
 
 
@@ -69,6 +70,11 @@ def lsg_attention(query, key, value, mask, projections, config, implementation, 
     if implementation == "eager":
         return eager_attention(query, key, value, mask, select, config, scaling, dropout, num_padding)
     return LSG_ATTENTION_FUNCTIONS[implementation](query, key, value, mask, select, config, scaling, dropout), None
+
+
+def runs_blockwise(x):
+    """Whether work on `x` is best done piece by piece, in memory that stays in cache."""
+    return x.device.type in BLOCKWISE_DEVICES and not is_tracing(x)
 
 
 def is_visible(q, k, t, m, block_size, sparse_block_size):
@@ -117,7 +123,7 @@ def sdpa_attention(query, key, value, mask, select, config, scaling, dropout):
     """Fused or blocked kernels on windows of keys; memory grows with `t`."""
     num_global_tokens = config.num_global_tokens
     sparse_key, sparse_value, sparse_mask = select(key[:, :, num_global_tokens:], value[:, :, num_global_tokens:])
-    if query.device.type in BLOCKWISE_DEVICES and not is_tracing(query):
+    if runs_blockwise(query):
         return BlockwiseAttention.apply(
             query, key, value, sparse_key, sparse_value, mask, sparse_mask, config, scaling, dropout
         )
@@ -160,151 +166,152 @@ LSG_ATTENTION_FUNCTIONS = {"eager": eager_attention, "sdpa": sdpa_attention, "fl
 class BlockwiseAttention(torch.autograd.Function):
     """
     The LSG product one block of queries at a time, all heads together: the block's window of keys is gathered in a
-    buffer that stays in cache, and nothing of the size `t x window` is ever kept. The backward pass computes each
-    block's weights again (as FlashAttention does; Dao et al., 2022, arXiv 2205.14135), dropout included, from a seed.
+    buffer that stays in cache, and nothing of the size `t x window` is kept but a byte a weight where there is
+    dropout. The backward pass computes each block's weights again (as FlashAttention does; Dao et al., 2022, arXiv
+    2205.14135).
 
     Sequences are handled one by one, so that blocks of padding cost nothing.
     """
 
     @staticmethod
     def forward(ctx, query, key, value, sparse_key, sparse_value, mask, sparse_mask, config, scaling, dropout):
-        ctx.config, ctx.scaling, ctx.dropout = config, scaling, dropout
-        ctx.seed = int(torch.randint(2**62, ())) if dropout > 0 else None
-        buffers, drop = _Buffers(query), _Dropout(dropout, ctx.seed)
-        n, h, positions, d = query.shape
+        ctx.blocks = [_blocks(mask, sparse_mask, sequence, key, sparse_key, config) for sequence in range(len(query))]
+        ctx.scaling, ctx.dropout, ctx.kept = scaling, dropout, []
+        buffers = _Buffers(query)
         # Blocks of padding are left out below, and must still be finite.
-        context = (query.new_empty if mask is None else query.new_zeros)(n, positions, h, d)
+        context = (query.new_empty if mask is None else query.new_zeros)(_by_position(query).shape)  # n T h d
         with torch.autocast("cpu", enabled=False):
-            for sequence, queries, pieces, key_mask in _blocks(mask, sparse_mask, key, sparse_key, config):
-                keys = buffers.gather("keys", pieces, key[sequence], sparse_key[sequence])  # h w d
-                values = buffers.gather("values", pieces, value[sequence], sparse_value[sequence])
-                weights = _block_weights(buffers, query[sequence, :, queries], keys, key_mask, scaling)
-                block = torch.bmm(drop(weights, buffers), values)
-                context[sequence, queries] = block.transpose(0, 1)
+            inputs = map(_by_position, (query, key, value, sparse_key, sparse_value))
+            for blocks, out, q, k, v, sk, sv in zip(ctx.blocks, context, *inputs):
+                for queries, pieces, key_mask in blocks:
+                    keys, values = buffers.gather("keys", pieces, k, sk), buffers.gather("values", pieces, v, sv)
+                    weights = _block_weights(buffers, q[queries].transpose(0, 1), keys, key_mask, scaling)
+                    if dropout > 0:
+                        kept = buffers.draw_kept(weights.shape, dropout)
+                        weights.mul_(kept)
+                        ctx.kept.append(kept.to(torch.uint8))
+                    out[queries] = torch.bmm(weights, values).transpose(0, 1)
         if dropout > 0:
-            context /= drop.keep
-        ctx.save_for_backward(query, key, value, sparse_key, sparse_value, mask, sparse_mask, context)
+            context *= dropout_scale(dropout)
+        ctx.save_for_backward(query, key, value, sparse_key, sparse_value, context)
         return context
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_context):
-        query, key, value, sparse_key, sparse_value, mask, sparse_mask, context = ctx.saved_tensors
-        buffers, drop = _Buffers(query), _Dropout(ctx.dropout, ctx.seed)
-        # Laid out `n T h d` like the projections they go back to.
-        grad_query, grad_key, grad_value = (
-            torch.zeros_like(context).to(x.dtype).transpose(1, 2) for x in (query, key, value)
-        )
-        grad_sparse_key, grad_sparse_value = torch.zeros_like(sparse_key), torch.zeros_like(sparse_value)
-        for sequence, queries, pieces, key_mask in _blocks(mask, sparse_mask, key, sparse_key, ctx.config):
-            q = query[sequence, :, queries]
-            keys = buffers.gather("keys", pieces, key[sequence], sparse_key[sequence])
-            values = buffers.gather("values", pieces, value[sequence], sparse_value[sequence])
-            weights = _block_weights(buffers, q, keys, key_mask, ctx.scaling)  # h b w
-            grad = grad_context[sequence, queries].transpose(0, 1)  # h b d
-            # What the softmax's backward subtracts from every weight's gradient.
-            mean = (grad * context[sequence, queries].transpose(0, 1)).sum(-1, keepdim=True)
-            grad = grad / drop.keep
-            grad_weights = torch.bmm(grad, values.transpose(1, 2), out=buffers.empty("grad_weights", weights.shape))
-            dropped = drop(weights, buffers, grad_weights)
-            grad_values = torch.bmm(dropped.transpose(1, 2), grad, out=buffers.empty("values", values.shape))
-            buffers.scatter(grad_values, pieces, grad_value[sequence], grad_sparse_value[sequence])
-            grad_scores = grad_weights.sub_(mean).mul_(weights)
-            grad_query[sequence, :, queries] = torch.bmm(grad_scores, keys).mul_(ctx.scaling)
-            grad_keys = torch.bmm(grad_scores.transpose(1, 2), q, out=buffers.empty("values", keys.shape))
-            buffers.scatter(grad_keys.mul_(ctx.scaling), pieces, grad_key[sequence], grad_sparse_key[sequence])
-        return grad_query, grad_key, grad_value, grad_sparse_key, grad_sparse_value, None, None, None, None, None
+        query, key, value, sparse_key, sparse_value, context = ctx.saved_tensors
+        buffers, all_kept, scale = _Buffers(query), iter(ctx.kept), dropout_scale(ctx.dropout)
+        # What the softmax's backward subtracts from every weight's gradient.
+        means = (grad_context * context).sum(-1, keepdim=True)  # n T h 1
+        inputs = [_by_position(x) for x in (query, key, value, sparse_key, sparse_value)]
+        grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs]
+        for blocks, grad_out, mean, q, k, v, sk, sv, gq, gk, gv, gsk, gsv in zip(
+            ctx.blocks, grad_context, means, *inputs, *grads
+        ):
+            for queries, pieces, key_mask in blocks:
+                keys, values = buffers.gather("keys", pieces, k, sk), buffers.gather("values", pieces, v, sv)
+                block_query, grad = q[queries].transpose(0, 1), grad_out[queries].transpose(0, 1)  # h b d
+                weights = _block_weights(buffers, block_query, keys, key_mask, ctx.scaling)  # h b w
+                dropped = weights
+                if ctx.dropout > 0:
+                    dropped = buffers.empty("kept", weights.shape).copy_(next(all_kept)).mul_(weights)
+                grad_values = buffers.product("grad_window", dropped.transpose(1, 2), grad, scale)
+                buffers.scatter(grad_values, pieces, gv, gsv)
+                grad_scores = buffers.product("grad_weights", grad, values.transpose(1, 2), scale)
+                grad_scores.mul_(dropped).addcmul_(weights, mean[queries].transpose(0, 1), value=-1)
+                gq[queries] = buffers.product("grad_query", grad_scores, keys, ctx.scaling).transpose(0, 1)
+                grad_keys = buffers.product("grad_window", grad_scores.transpose(1, 2), block_query, ctx.scaling)
+                buffers.scatter(grad_keys, pieces, gk, gsk)
+        return *(grad.transpose(1, 2) for grad in grads), None, None, None, None, None
 
 
 class _Buffers:
     """Scratch tensors reused from block to block: fresh ones would leave the cache, and fault in new pages."""
 
     def __init__(self, like):
-        self.like, self.storage = like, {}
+        self.like, self.storage, self.views = like, {}, {}
 
     def empty(self, name, shape, dtype=None):
-        size = torch.Size(shape).numel()
-        if name not in self.storage or self.storage[name].numel() < size:
-            self.storage[name] = self.like.new_empty(size, dtype=dtype)
-        return self.storage[name][:size].view(shape)
+        if (name, shape) not in self.views:
+            size = torch.Size(shape).numel()
+            if name not in self.storage or self.storage[name].numel() < size:
+                self.storage[name] = self.like.new_empty(size, dtype=dtype)
+            self.views[name, shape] = self.storage[name][:size].view(shape)
+        return self.views[name, shape]
+
+    def product(self, name, x, y, scale):
+        """`scale * x @ y`, batched."""
+        out = self.empty(name, (x.shape[0], x.shape[1], y.shape[2]))
+        return torch.baddbmm(out, x, y, beta=0, alpha=scale, out=out)
+
+    def draw_kept(self, shape, dropout):
+        kept = self.empty("kept", shape)
+        return draw_kept(kept, self.empty("bits", (-(-kept.numel() // 4),), torch.int64), dropout)
 
     def gather(self, name, pieces, tokens, sparse):
-        """The window: slices of `tokens` (`h T d`) and `sparse` (`h m d`) one after the other."""
-        parts = [(sparse if is_sparse else tokens)[:, start:stop] for is_sparse, start, stop in pieces]
+        """The window, `h w d`: slices of `tokens` (`T h d`) and `sparse` (`m h d`) one after the other."""
+        parts = [(sparse if is_sparse else tokens)[start:stop] for is_sparse, start, stop in pieces]
         if len(parts) == 1:
-            return parts[0]
-        width = sum(part.shape[1] for part in parts)
-        return torch.cat(parts, 1, out=self.empty(name, (tokens.shape[0], width, tokens.shape[2])))
+            return parts[0].transpose(0, 1)
+        out = self.empty(name, (sum(len(part) for part in parts), *parts[0].shape[1:]))
+        return torch.cat(parts, out=out).transpose(0, 1)
 
     @staticmethod
     def scatter(window, pieces, tokens, sparse):
         """Add the window's slices to where [`gather`] took them."""
-        parts = window.split([stop - start for _, start, stop in pieces], 1)
+        parts = window.transpose(0, 1).split([stop - start for _, start, stop in pieces])
         for part, (is_sparse, start, stop) in zip(parts, pieces):
-            (sparse if is_sparse else tokens)[:, start:stop] += part
+            (sparse if is_sparse else tokens)[start:stop] += part
 
 
-class _Dropout:
-    """
-    Dropout of weights, without the rescaling, that draws the same again from the same seed. Each weight takes 16 of
-    the generator's bits: several times quicker than `bernoulli_`, at a probability that is a multiple of 2**-16.
-    """
-
-    def __init__(self, probability, seed):
-        self.dropped = round(probability * 2**16)
-        self.keep = 1 - self.dropped / 2**16
-        self.generator = torch.Generator().manual_seed(seed) if self.dropped else None
-
-    def __call__(self, weights, buffers, grad_weights=None):
-        if self.generator is None:
-            return weights
-        count = weights.numel()
-        bits = buffers.empty("bits", (-(-count // 4),), torch.int64).random_(-(2**63), None, generator=self.generator)
-        bits = bits.view(torch.int16)[:count].view(weights.shape)
-        kept = torch.ge(bits, self.dropped - 2**15, out=buffers.empty("kept", weights.shape))
-        if grad_weights is not None:
-            grad_weights.mul_(kept)
-        return kept.mul_(weights)
+def _by_position(x):
+    """`n h T d` as `n T h d`, the order of memory, where a slice of positions is one run of bytes."""
+    return x.transpose(1, 2)
 
 
 def _block_weights(buffers, query, keys, key_mask, scaling):
-    scores = buffers.empty("weights", (*query.shape[:2], keys.shape[1]))  # h b w
-    torch.baddbmm(scores, query, keys.transpose(1, 2), beta=0, alpha=scaling, out=scores)
+    scores = buffers.product("weights", query, keys.transpose(1, 2), scaling)  # h b w
     if key_mask is not None:
         scores.masked_fill_(~key_mask[:, None], -torch.inf)
     return torch.softmax(scores, -1, out=scores)
 
 
-def _blocks(mask, sparse_mask, key, sparse_key, config):
+def _blocks(mask, sparse_mask, sequence, key, sparse_key, config):
     """
-    All products of the LSG pattern, a sequence and a block of queries at a time, as `(sequence, queries, pieces,
-    key_mask)`: `queries` a slice of positions, `pieces` the window as `(is_sparse, start, stop)` slices of the keys or
-    the sparse keys, `key_mask` (`1|h w`, bool, `None` where nothing is masked) that of the window. Blocks and keys
-    that are nothing but padding are left out.
+    All products of one sequence as `(queries, pieces, key_mask)`: `queries` a slice of positions, `pieces` the window
+    as `(is_sparse, start, stop)` slices of the keys or the sparse keys, `key_mask` (`1|h w`, bool, `None` where
+    nothing is masked) that of the window. Blocks and keys that are nothing but padding are left out. The most weights
+    come first, so that every buffer is made once.
     """
     num_global_tokens, b, s = config.num_global_tokens, config.block_size, config.sparse_block_size
-    n, positions, m = key.shape[0], key.shape[2], sparse_key.shape[2]
+    positions, m = key.shape[2], sparse_key.shape[2]
     t = positions - num_global_tokens
     step = m * b // t
-    for sequence in range(n):
-        first, last = _bounds(mask, sequence, num_global_tokens, t)
-        globals_piece = (False, 0, num_global_tokens)
-        everything = [globals_piece, (False, num_global_tokens + first, num_global_tokens + last)]
-        yield _block(sequence, slice(0, num_global_tokens), everything, mask, sparse_mask)
-        # Where sparse tokens are made of masked tokens too (`bos_pooling`), no block is without effect.
-        seen_through_sparse = mask is not None and sparse_mask is None and m > 0
-        for i in range(t // b) if seen_through_sparse else range(first // b, -(-last // b)):
-            near = max((i - 1) * b, first), min((i + 2) * b, last)
-            left = max((i - 1) * step - s, 0), max((i - 1) * step, 0)
-            right = min((i + 2) * step, m), min((i + 2) * step + s, m)
-            pieces = [
-                (True, *left),
-                globals_piece,
-                (False, num_global_tokens + near[0], num_global_tokens + near[1]),
-                (True, *right),
-            ]
-            queries = slice(num_global_tokens + i * b, num_global_tokens + (i + 1) * b)
-            yield _block(sequence, queries, pieces, mask, sparse_mask)
+    first, last = _bounds(mask, sequence, num_global_tokens, t)
+    globals_piece = (False, 0, num_global_tokens)
+    everything = [globals_piece, (False, num_global_tokens + first, num_global_tokens + last)]
+    blocks = [(slice(0, num_global_tokens), everything)]
+    # Where sparse tokens are made of masked tokens too (`bos_pooling`), no block is without effect.
+    seen_through_sparse = mask is not None and sparse_mask is None and m > 0
+    for i in range(t // b) if seen_through_sparse else range(first // b, -(-last // b)):
+        near = max((i - 1) * b, first), min((i + 2) * b, last)
+        left = max((i - 1) * step - s, 0), max((i - 1) * step, 0)
+        right = min((i + 2) * step, m), min((i + 2) * step + s, m)
+        pieces = [
+            (True, *left),
+            globals_piece,
+            (False, num_global_tokens + near[0], num_global_tokens + near[1]),
+            (True, *right),
+        ]
+        blocks.append((slice(num_global_tokens + i * b, num_global_tokens + (i + 1) * b), pieces))
+    blocks = [(queries, _joined(piece for piece in pieces if piece[1] < piece[2])) for queries, pieces in blocks]
+    blocks.sort(key=_num_weights, reverse=True)
+    return [(queries, pieces, _window_mask(mask, sparse_mask, sequence, pieces)) for queries, pieces in blocks]
+
+
+def _num_weights(block):
+    queries, pieces = block
+    return (queries.stop - queries.start) * sum(stop - start for _, start, stop in pieces)
 
 
 def _joined(pieces):
@@ -325,10 +332,9 @@ def _bounds(mask, sequence, num_global_tokens, t):
     return (int(kept[0]), int(kept[-1]) + 1) if len(kept) else (0, 0)
 
 
-def _block(sequence, queries, pieces, mask, sparse_mask):
-    pieces = _joined(piece for piece in pieces if piece[1] < piece[2])
+def _window_mask(mask, sparse_mask, sequence, pieces):
     if mask is None and sparse_mask is None:
-        return sequence, queries, pieces, None
+        return None
     heads = 1 if sparse_mask is None else sparse_mask.shape[1]
     parts = []
     for is_sparse, start, stop in pieces:
@@ -337,8 +343,8 @@ def _block(sequence, queries, pieces, mask, sparse_mask):
             source = mask[sequence, None].expand(heads, -1)
         ones = torch.ones(heads, stop - start, dtype=torch.bool)
         parts.append(ones if source is None else source[:, start:stop])
-    key_mask = torch.cat(parts, 1)
-    return sequence, queries, pieces, None if key_mask.all() else key_mask
+    window_mask = torch.cat(parts, 1)
+    return None if window_mask.all() else window_mask
 
 
 def _flex_attention_fits(query, dropout):
