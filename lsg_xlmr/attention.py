@@ -253,7 +253,7 @@ class _Buffers:
         parts = [(sparse if is_sparse else tokens)[start:stop] for is_sparse, start, stop in pieces]
         if len(parts) == 1:
             return parts[0].transpose(0, 1)
-        out = self.empty(name, (sum(len(part) for part in parts), *parts[0].shape[1:]))
+        out = self.empty(name, (sum(stop - start for _, start, stop in pieces), *parts[0].shape[1:]))
         return torch.cat(parts, out=out).transpose(0, 1)
 
     @staticmethod

@@ -178,6 +178,14 @@ def test_dropout_keeps_the_mean_and_repeats_with_the_seed(tiny_config):
     torch.testing.assert_close(mean, exact, rtol=0, atol=0.15)
 
 
+def test_dropout_of_everything(tiny_config):
+    inputs, _, _ = make_inputs(tiny_config(), 48)
+    inputs = [x.requires_grad_() for x in inputs]
+    context = lsg_attention(*inputs, None, None, tiny_config(), "sdpa", HEAD_DIM**-0.5, dropout=1.0)[0]
+    context.sum().backward()
+    assert not context.any() and not any(x.grad.any() for x in inputs)
+
+
 def test_gradients_of_dropout(tiny_config):
     """With the seed fixed, dropout is a fixed linear map of the weights: finite differences apply."""
     config = tiny_config(sparsity_type="stride", block_size=2, sparse_block_size=2)

@@ -139,6 +139,35 @@ def test_training(tiny_config, model_class, length):
     assert global_rows[0] > 0 and not global_rows[1:].any()
 
 
+def test_without_gradients_the_numbers_are_the_same(tiny_config):
+    """The feed-forward part then runs some positions at a time: here two times 1,203 positions."""
+    model = LSGXLMRobertaModel(tiny_config(max_position_embeddings=1205)).eval()
+    inputs = make_inputs(type(model), 1203, padded=True)
+    expected = model(**inputs)
+    with torch.no_grad():
+        found = model(**inputs)
+    torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.1, 1 / 3, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_hidden_dropout(tiny_config, probability, dtype):
+    dropout = LSGXLMRobertaModel(tiny_config(hidden_dropout_prob=probability)).embeddings.dropout
+    hidden_states = torch.ones(101, 103, 7, dtype=dtype, requires_grad=True)  # not a multiple of four elements
+    assert torch.equal(dropout.eval()(hidden_states), hidden_states)
+    dropout.train()
+    torch.manual_seed(1)
+    first = dropout(hidden_states)
+    torch.manual_seed(1)
+    assert torch.equal(dropout(hidden_states), first)
+    dropped = first == 0
+    assert dropped.float().mean().item() == pytest.approx(probability, abs=0.005)
+    kept = torch.full_like(first[~dropped], 1 / (1 - probability) if probability < 1 else 0.0)
+    torch.testing.assert_close(first[~dropped], kept, rtol=0.005, atol=0)
+    first.sum().backward()
+    assert torch.equal(hidden_states.grad, first)
+
+
 @LENGTHS
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_gradient_checkpointing_gives_the_same_gradients(tiny_config, length, use_reentrant):
