@@ -71,12 +71,12 @@ def _sparsity_type(name):
 
 CPU_ROWS = (
     _forward(256, 31, (), Check("stock", "at most", 1.05)),
-    _forward(512, 15, PEERS, Check("stock", "at most", 1.05)),
+    _forward(512, 31, PEERS, Check("stock", "at most", 1.05)),
     _forward(1024, 5, PEERS),
-    _forward(2048, 7, PEERS, Check("stock", "at least", 1.25)),
+    _forward(2048, 15, PEERS, Check("stock", "at least", 1.25)),
     _forward(
         4096,
-        7,
+        9,
         PEERS,
         Check("stock", "at least", 1.65),
         Check("longformer", "at least", 2.0),
@@ -103,7 +103,7 @@ CPU_ROWS = (
     Row(
         "linear",
         "forward, 16384 tokens over 4096 tokens",
-        5,
+        7,
         {"lsg-4096": Case("lsg", length=4096), "lsg-16384": Case("lsg", length=16384)},
         (Check("lsg-4096", "at most", 4.3, case="lsg-16384"),),
     ),
