@@ -23,6 +23,14 @@ def lsg(case):
     return LSGXLMRobertaModel(LSGConfig(**_lsg_options(case), **_roberta_shape(case)))
 
 
+def floor(case):
+    """[`lsg`] with the attention product left out: whatever the attention, this model is not faster than that."""
+    import lsg_xlmr.modeling_lsg_xlm_roberta as modeling
+
+    modeling.lsg_attention = lambda query, key, value, *rest: ((query + key + value).transpose(1, 2), None)
+    return lsg(case)
+
+
 def published(case):
     """XLM-RoBERTa with LSG attention, as published in lsg-converter."""
     from lsg_converter.xlm_roberta.modeling_lsg_xlm_roberta import LSGXLMRobertaConfig, LSGXLMRobertaModel
@@ -58,7 +66,7 @@ def modernbert(case):
     return ModernBertModel(ModernBertConfig(**shape, **special_tokens))
 
 
-MODELS = {model.__name__: model for model in (stock, lsg, published, longformer, bigbird, modernbert)}
+MODELS = {model.__name__: model for model in (stock, lsg, floor, published, longformer, bigbird, modernbert)}
 
 
 def _roberta_shape(case):

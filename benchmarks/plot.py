@@ -10,6 +10,7 @@ SHORTEST = 512  # tokens
 # Label, colour and marker; the colours are apart for colour-blind readers too.
 LINES = {
     "lsg": ("LSG, this repository", "#D55E00", "o"),
+    "floor": ("the same without attention", "#999999", "."),
     "published": ("LSG, lsg-converter 0.1.9", "#56B4E9", "P"),
     "stock": ("XLM-RoBERTa, SDPA", "#000000", "s"),
     "modernbert": ("ModernBERT", "#009E73", "D"),

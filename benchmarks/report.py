@@ -8,18 +8,25 @@ def judge(check, measured):
     The ratio of a [`Check`] and whether it is reached.
 
     Returns:
-        `{"case", "against", "quantity", "sense", "target", "ratio", "ratio_range", "reached"}`; `ratio_range` is the
-        smallest and the largest ratio of a single round. The last three are `None` where a case is missing.
+        `{"case", "against", "quantity", "sense", "target", "ratio", "ratio_range", "limit", "reached"}`; `ratio_range`
+        is the smallest and the largest ratio of a single round, `limit` the ratio of `"floor"` in the place of `case`
+        (`None` where that is not measured). The last four are `None` where a case is missing.
     """
-    names = (check.against, check.case) if check.sense == "at least" else (check.case, check.against)
     verdict = {name: getattr(check, name) for name in ("case", "against", "quantity", "sense", "target")}
-    if any("seconds" not in measured.get(name, {}) for name in names):
-        return verdict | {"ratio": None, "ratio_range": None, "reached": None}
-    above, below = (_values(measured[name], check.quantity) for name in names)
-    ratio = median(above) / median(below)
-    rounds = [a / b for a, b in zip(above, below)]
+    if any("seconds" not in measured.get(name, {}) for name in (check.case, check.against)):
+        return verdict | {"ratio": None, "ratio_range": None, "limit": None, "reached": None}
+    of_case, of_against = (_values(measured[name], check.quantity) for name in (check.case, check.against))
+    ratio = _ratio(check, median(of_case), median(of_against))
+    rounds = [_ratio(check, a, b) for a, b in zip(of_case, of_against)]
+    limit = None
+    if check.quantity == "seconds" and "seconds" in measured.get("floor", {}):
+        limit = _ratio(check, median(measured["floor"]["seconds"]), median(of_against))
     reached = ratio >= check.target if check.sense == "at least" else ratio <= check.target
-    return verdict | {"ratio": ratio, "ratio_range": [min(rounds), max(rounds)], "reached": reached}
+    return verdict | {"ratio": ratio, "ratio_range": [min(rounds), max(rounds)], "limit": limit, "reached": reached}
+
+
+def _ratio(check, case, against):
+    return against / case if check.sense == "at least" else case / against
 
 
 def _values(result, quantity):
@@ -31,11 +38,11 @@ def _values(result, quantity):
 
 def table(section):
     """The ratios and then the medians of a device's section of the results, as two Markdown tables."""
-    ratios = [("work", "case", "against", "what", "ratio", "rounds", "target", "reached")]
+    ratios = [("work", "case", "against", "what", "ratio", "rounds", "limit", "target", "reached")]
     medians = [("work", "case", "repeats", "seconds", "peak MiB above the weights")]
     for row in section["rows"].values():
         if "skipped" in row:
-            ratios.append((row["title"], "", "", "", "", "", "", f"skipped: {row['skipped']}"))
+            ratios.append((row["title"], *[""] * 7, f"skipped: {row['skipped']}"))
             continue
         ratios += [_ratio_line(row["title"], check) for check in row["checks"]]
         medians += [_median_line(row, name, result) for name, result in row["cases"].items()]
@@ -46,11 +53,12 @@ def _ratio_line(title, check):
     what = "memory" if check["quantity"] == "peak_mib" else "time"
     target = f"{check['sense']} {check['target']:g}"
     if check["ratio"] is None:
-        return title, check["case"], check["against"], what, "", "", target, "not measured"
+        return title, check["case"], check["against"], what, "", "", "", target, "not measured"
     low, high = check["ratio_range"]
     rounds = f"{low:.2f} to {high:.2f}" if low < high else ""
+    limit = "" if check["limit"] is None else f"{check['limit']:.2f}"
     verdict = "reached" if check["reached"] else "not reached"
-    return title, check["case"], check["against"], what, f"{check['ratio']:.2f}", rounds, target, verdict
+    return title, check["case"], check["against"], what, f"{check['ratio']:.2f}", rounds, limit, target, verdict
 
 
 def _median_line(row, name, result):

@@ -24,6 +24,7 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import (
     XLMRobertaPooler,
     XLMRobertaPreTrainedModel,
     XLMRobertaSelfAttention,
+    XLMRobertaSelfOutput,
 )
 from transformers.utils import logging
 from transformers.utils.import_utils import is_tracing
@@ -36,7 +37,7 @@ from .sparsity import lsh_cluster_counts, lsh_projections
 
 logger = logging.get_logger(__name__)
 
-FEED_FORWARD_POSITIONS = 1024
+POSITIONS_PER_PIECE = 1024
 
 
 class LSGDropout(nn.Dropout):
@@ -174,6 +175,22 @@ class LSGAttention(XLMRobertaSelfAttention):
         )
 
 
+class LSGSelfOutput(XLMRobertaSelfOutput):
+    """XLM-RoBERTa's projection of the context; see [`_in_pieces`]."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.dropout = LSGDropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states, input_tensor):
+        """
+        Args:
+            hidden_states, input_tensor (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): the context, and
+                what the layer was given.
+        """
+        return _in_pieces(super().forward, hidden_states, input_tensor)
+
+
 class LSGLayer(XLMRobertaLayer):
     """
     XLM-RoBERTa's layer on globals, tokens and padding together. Takes and returns them apart, so that the hidden
@@ -183,7 +200,7 @@ class LSGLayer(XLMRobertaLayer):
     def __init__(self, config, layer_idx=None):
         super().__init__(config, layer_idx=layer_idx)
         self.attention.self = LSGAttention(config, is_causal=config.is_decoder, layer_idx=layer_idx)
-        self.attention.output.dropout = LSGDropout(config.hidden_dropout_prob)
+        self.attention.output = LSGSelfOutput(config)
         self.output.dropout = LSGDropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states, attention_mask=None, global_states=None, padding_states=None, **kwargs):
@@ -204,14 +221,8 @@ class LSGLayer(XLMRobertaLayer):
         return hidden_states, global_states, padding_states
 
     def feed_forward_chunk(self, attention_output):
-        """The feed-forward part: on CPU, where nothing is kept for a backward pass, some positions at a time."""
-        feed_forward = super().feed_forward_chunk
-        if torch.is_grad_enabled() or not runs_blockwise(attention_output):
-            return feed_forward(attention_output)
-        # Whole, the wide tensors in between are fresh memory in every layer, and a tenth of the time goes in faults.
-        positions = attention_output.flatten(0, 1)
-        chunks = positions.tensor_split(-(-len(positions) // FEED_FORWARD_POSITIONS))
-        return torch.cat([feed_forward(chunk) for chunk in chunks]).view_as(attention_output)
+        """The feed-forward part; see [`_in_pieces`]."""
+        return _in_pieces(super().feed_forward_chunk, attention_output)
 
 
 class LSGEncoder(XLMRobertaEncoder):
@@ -354,6 +365,20 @@ class LSGXLMRobertaForQuestionAnswering(_LSGHead, LSGXLMRobertaPreTrainedModel, 
 
 class LSGXLMRobertaForMultipleChoice(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForMultipleChoice):
     """[`~transformers.XLMRobertaForMultipleChoice`] with LSG attention."""
+
+
+def _in_pieces(function, *states):
+    """
+    `function` of `states` (each `(batch_size, length, hidden_size)`), which treats every position by itself. On CPU
+    and without gradients it runs some positions at a time: tensors in between that are large are fresh memory each
+    time, and up to a tenth of a layer's time would go in page faults.
+    """
+    if torch.is_grad_enabled() or not runs_blockwise(states[0]):
+        return function(*states)
+    positions = [x.flatten(0, 1) for x in states]
+    num_pieces = -(-len(positions[0]) // POSITIONS_PER_PIECE)
+    pieces = zip(*(x.tensor_split(num_pieces) for x in positions))
+    return torch.cat([function(*piece) for piece in pieces]).view_as(states[0])
 
 
 def _padded_length(length, config):
