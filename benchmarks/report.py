@@ -39,7 +39,7 @@ def _values(result, quantity):
 def table(section):
     """The ratios and then the medians of a device's section of the results, as two Markdown tables."""
     ratios = [("work", "case", "against", "what", "ratio", "rounds", "limit", "target", "reached")]
-    medians = [("work", "case", "repeats", "seconds", "peak MiB above the weights")]
+    medians = [("work", "case", "rounds", "seconds", "peak MiB above the weights")]
     for row in section["rows"].values():
         if "skipped" in row:
             ratios.append((row["title"], *[""] * 7, f"skipped: {row['skipped']}"))
@@ -65,7 +65,7 @@ def _median_line(row, name, result):
     if "error" in result:
         return row["title"], name, "", result["error"], ""
     peak = f"{result['peak_mib']:,.0f}"
-    return row["title"], name, str(row["repeats"]), f"{median(result['seconds']):.3f}", peak
+    return row["title"], name, str(len(result["seconds"])), f"{median(result['seconds']):.3f}", peak
 
 
 def _markdown(lines):

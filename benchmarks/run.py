@@ -44,6 +44,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="these rows only; the others stay as they were")
+    parser.add_argument("--more", action="store_true", help="add the rounds to those measured before")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_REPEATS} repeats, to see that everything runs")
     parser.add_argument("--plot-only", action="store_true", help="print and draw what has been measured before")
     parser.add_argument("--threads", type=int, default=2, help="threads of each process (default 2)")
@@ -56,7 +57,7 @@ def parse_arguments():
 def run(arguments, results):
     """
     Measure the rows asked for; `results[device]`, `{"machine", "published", "rows"}`, is written after each one. With
-    `--rows` the other rows that are there already are kept.
+    `--rows` the other rows that are there already are kept, with `--more` the earlier rounds too.
     """
     all_rows = CPU_ROWS if arguments.device == "cpu" else cuda_rows(is_flash_attn_2_available())
     names = [row.name for row in all_rows]
@@ -66,7 +67,7 @@ def run(arguments, results):
     rows = [row for row in all_rows if not arguments.rows or row.name in arguments.rows]
 
     section = {"machine": describe_machine(arguments.device, arguments.threads), "published": None, "rows": {}}
-    if arguments.rows and arguments.device in results:
+    if (arguments.rows or arguments.more) and arguments.device in results:
         if results[arguments.device]["machine"] != section["machine"]:
             sys.exit(f"{arguments.results} is from another machine or other software: give another --results")
         section = results[arguments.device]
@@ -80,21 +81,28 @@ def run(arguments, results):
             print(f"The published code is left out: {error}", file=sys.stderr)
             del pythons["published"]
     for row in rows:
-        measured = section["rows"] | {row.name: run_row(row, pythons, arguments)}
+        earlier = section["rows"].get(row.name, {}).get("cases", {}) if arguments.more else {}
+        measured = section["rows"] | {row.name: run_row(row, earlier, pythons, arguments)}
         section["rows"] = {name: measured[name] for name in names if name in measured}
         arguments.results.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def run_row(row, pythons, arguments):
-    """Measure one row: `{"title", "repeats", "cases", "checks"}`, or `{"title", "skipped"}`."""
+def run_row(row, earlier, pythons, arguments):
+    """
+    Measure one row: `{"title", "cases", "checks"}`, or `{"title", "skipped"}`. The rounds of `earlier` cases, which
+    come from the same row, stand before the new ones.
+    """
     print(f"{row.name} ...", file=sys.stderr, flush=True)
     if row.needs_bf16 and not has_bf16_instructions():
         return {"title": row.title, "skipped": "the CPU has no bfloat16 instructions"}
     cases = {name: case for name, case in row.cases.items() if case.model in pythons}
     repeats = QUICK_REPEATS if arguments.quick else row.repeats
     measured = measure(cases, repeats, pythons, arguments.threads)
+    for name, result in measured.items():
+        if "seconds" in result:
+            result["seconds"] = earlier.get(name, {}).get("seconds", []) + result["seconds"]
     checks = [judge(check, measured) for check in row.checks]
-    return {"title": row.title, "repeats": repeats, "cases": measured, "checks": checks}
+    return {"title": row.title, "cases": measured, "checks": checks}
 
 
 if __name__ == "__main__":
