@@ -37,7 +37,8 @@ from .sparsity import lsh_cluster_counts, lsh_projections
 
 logger = logging.get_logger(__name__)
 
-POSITIONS_PER_PIECE = 1024
+# Larger blocks glibc's malloc gives back to the system when they are freed, and takes anew each time.
+LARGEST_REUSED_BYTES = 2**25 - 2**16
 
 
 class LSGDropout(nn.Dropout):
@@ -188,7 +189,7 @@ class LSGSelfOutput(XLMRobertaSelfOutput):
             hidden_states, input_tensor (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): the context, and
                 what the layer was given.
         """
-        return _in_pieces(super().forward, hidden_states, input_tensor)
+        return _in_pieces(super().forward, hidden_states.shape[-1], hidden_states, input_tensor)
 
 
 class LSGLayer(XLMRobertaLayer):
@@ -222,7 +223,7 @@ class LSGLayer(XLMRobertaLayer):
 
     def feed_forward_chunk(self, attention_output):
         """The feed-forward part; see [`_in_pieces`]."""
-        return _in_pieces(super().feed_forward_chunk, attention_output)
+        return _in_pieces(super().feed_forward_chunk, self.attention.self.config.intermediate_size, attention_output)
 
 
 class LSGEncoder(XLMRobertaEncoder):
@@ -367,17 +368,19 @@ class LSGXLMRobertaForMultipleChoice(_LSGHead, LSGXLMRobertaPreTrainedModel, XLM
     """[`~transformers.XLMRobertaForMultipleChoice`] with LSG attention."""
 
 
-def _in_pieces(function, *states):
+def _in_pieces(function, width, *states):
     """
-    `function` of `states` (each `(batch_size, length, hidden_size)`), which treats every position by itself. On CPU
-    and without gradients it runs some positions at a time: tensors in between that are large are fresh memory each
-    time, and up to a tenth of a layer's time would go in page faults.
+    `function` of `states` (each `(batch_size, length, hidden_size)`), which treats every position by itself; `width`
+    is that of its widest tensor. On CPU and without gradients it runs some positions at a time, with tensors whose
+    memory is used again: in fresh memory up to a tenth of a layer's time would go in page faults.
     """
     if torch.is_grad_enabled() or not runs_blockwise(states[0]):
         return function(*states)
-    positions = [x.flatten(0, 1) for x in states]
-    num_pieces = -(-len(positions[0]) // POSITIONS_PER_PIECE)
-    pieces = zip(*(x.tensor_split(num_pieces) for x in positions))
+    num_bytes = states[0].shape[:2].numel() * width * states[0].element_size()
+    num_pieces = -(-num_bytes // LARGEST_REUSED_BYTES)
+    if num_pieces <= 1:
+        return function(*states)
+    pieces = zip(*(x.flatten(0, 1).tensor_split(num_pieces) for x in states))
     return torch.cat([function(*piece) for piece in pieces]).view_as(states[0])
 
 

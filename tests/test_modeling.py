@@ -16,6 +16,7 @@ from lsg_xlmr import (
     LSGXLMRobertaForSequenceClassification,
     LSGXLMRobertaForTokenClassification,
     LSGXLMRobertaModel,
+    modeling_lsg_xlm_roberta,
 )
 
 
@@ -139,10 +140,13 @@ def test_training(tiny_config, model_class, length):
     assert global_rows[0] > 0 and not global_rows[1:].any()
 
 
-def test_without_gradients_the_numbers_are_the_same(tiny_config):
-    """The feed-forward part then runs some positions at a time: here two times 1,203 positions."""
-    model = LSGXLMRobertaModel(tiny_config(max_position_embeddings=1205)).eval()
-    inputs = make_inputs(type(model), 1203, padded=True)
+@LENGTHS
+@pytest.mark.parametrize("positions", [3, 20, 1000])
+def test_without_gradients_the_numbers_are_the_same(tiny_config, length, positions, monkeypatch):
+    """What follows attention then runs some positions at a time."""
+    monkeypatch.setattr(modeling_lsg_xlm_roberta, "LARGEST_REUSED_BYTES", positions * 37 * 4)
+    model = LSGXLMRobertaModel(tiny_config()).eval()
+    inputs = make_inputs(type(model), length, padded=True)
     expected = model(**inputs)
     with torch.no_grad():
         found = model(**inputs)
