@@ -224,7 +224,8 @@ def draw_kept(kept, bits, probability):
     """
     bits.random_(-(2**63), None)
     bits = bits.view(torch.int16)[: kept.numel()].view(kept.shape)
-    return torch.gt(bits, round(probability * 2**16) - 2**15 - 1, out=kept)
+    dropped = max(round(probability * 2**16), 1)  # of the 2**16 values of 16 bits
+    return torch.gt(bits, dropped - 2**15 - 1, out=kept)
 
 
 # The LSG product: from queries, keys, values and a mask to the context.
@@ -392,7 +393,7 @@ class BlockwiseAttention(torch.autograd.Function):
     def forward(ctx, query, key, value, sparse_key, sparse_value, mask, sparse_mask, config, scaling, dropout):
         ctx.blocks = [_blocks(mask, sparse_mask, sequence, key, sparse_key, config) for sequence in range(len(query))]
         ctx.scaling, ctx.dropout, ctx.kept = scaling, dropout, []
-        buffers = _Buffers(query)
+        buffers, scale = _Buffers(query), dropout_scale(dropout)
         # Blocks of padding are left out below, and must still be finite.
         context = (query.new_empty if mask is None else query.new_zeros)(_by_position(query).shape)  # n T h d
         with torch.autocast("cpu", enabled=False):
@@ -405,9 +406,7 @@ class BlockwiseAttention(torch.autograd.Function):
                         kept = buffers.draw_kept(weights.shape, dropout)
                         weights.mul_(kept)
                         ctx.kept.append(kept.to(torch.uint8))
-                    out[queries] = torch.bmm(weights, values).transpose(0, 1)
-        if dropout > 0:
-            context *= dropout_scale(dropout)
+                    out[queries] = buffers.product("context", weights, values, scale).transpose(0, 1)
         ctx.save_for_backward(query, key, value, sparse_key, sparse_value, context)
         return context
 
@@ -468,7 +467,7 @@ class _Buffers:
         parts = [(sparse if is_sparse else tokens)[start:stop] for is_sparse, start, stop in pieces]
         if len(parts) == 1:
             return parts[0].transpose(0, 1)
-        out = self.empty(name, (sum(stop - start for _, start, stop in pieces), *parts[0].shape[1:]))
+        out = self.empty(name, (_width(pieces), *parts[0].shape[1:]))
         return torch.cat(parts, out=out).transpose(0, 1)
 
     @staticmethod
@@ -527,7 +526,11 @@ def _blocks(mask, sparse_mask, sequence, key, sparse_key, config):
 
 def _num_weights(block):
     queries, pieces = block
-    return (queries.stop - queries.start) * sum(stop - start for _, start, stop in pieces)
+    return (queries.stop - queries.start) * _width(pieces)
+
+
+def _width(pieces):
+    return sum(stop - start for _, start, stop in pieces)
 
 
 def _joined(pieces):

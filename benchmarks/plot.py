@@ -13,7 +13,7 @@ LINES = {
     "floor": ("the same without attention", "#999999", "."),
     "published": ("LSG, lsg-converter 0.1.9", "#56B4E9", "P"),
     "stock": ("XLM-RoBERTa, SDPA", "#000000", "s"),
-    "modernbert": ("ModernBERT", "#009E73", "D"),
+    "modernbert": ("ModernBERT (not run at 16,384)", "#009E73", "D"),
     "longformer": ("Longformer", "#E69F00", "^"),
     "bigbird": ("BigBird (not run at 16,384)", "#CC79A7", "v"),
 }

@@ -24,4 +24,5 @@ def draw_kept(kept, bits, probability):
     """
     bits.random_(-(2**63), None)
     bits = bits.view(torch.int16)[: kept.numel()].view(kept.shape)
-    return torch.gt(bits, round(probability * 2**16) - 2**15 - 1, out=kept)
+    dropped = max(round(probability * 2**16), 1)  # of the 2**16 values of 16 bits
+    return torch.gt(bits, dropped - 2**15 - 1, out=kept)

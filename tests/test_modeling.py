@@ -153,7 +153,7 @@ def test_without_gradients_the_numbers_are_the_same(tiny_config, length, positio
     torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("probability", [0.0, 0.1, 1 / 3, 1.0])
+@pytest.mark.parametrize("probability", [0.0, 1e-9, 0.1, 1 / 3, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_hidden_dropout(tiny_config, probability, dtype):
     dropout = LSGXLMRobertaModel(tiny_config(hidden_dropout_prob=probability)).embeddings.dropout
