@@ -32,6 +32,46 @@ from transformers.utils.import_utils import is_tracing
 from .configuration_lsg import MAX_GLOBAL_TOKENS, LSGConfig, LSGXLMRobertaConfig
 
 
+# Memory on CPU: work piece by piece, in memory that is used again. Fresh memory comes page by page, each a fault.
+
+
+# Where a loop over pieces is no slower than one big operation, and spares its memory.
+BLOCKWISE_DEVICES = ("cpu",)
+# Larger blocks glibc's malloc takes from the system each time, and gives back when they are freed.
+LARGEST_REUSED_BYTES = 2**25 - 2**16
+# Of free memory malloc keeps twice that: room for a few tensors of one piece beside the layer's other ones.
+PIECE_BYTES = LARGEST_REUSED_BYTES // 2
+
+
+def runs_blockwise(x):
+    """Whether work on `x` (`torch.Tensor`) is best done piece by piece."""
+    return x.device.type in BLOCKWISE_DEVICES and not is_tracing(x)
+
+
+def keep_freed_memory():
+    """
+    Let every layer use the memory of the one before. glibc's malloc keeps freed memory only up to twice the largest
+    block it has seen freed (mallopt(3), `M_MMAP_THRESHOLD`): so it is shown the largest that counts, which is never
+    written to and so costs no memory. Elsewhere this does nothing.
+    """
+    torch.empty(LARGEST_REUSED_BYTES, dtype=torch.uint8)
+
+
+def in_pieces(function, width, *states):
+    """
+    `function` of `states` (each `(batch_size, length, hidden_size)`), which treats every position by itself; `width`
+    is that of its widest tensor. On CPU and without gradients it runs some positions at a time.
+    """
+    if torch.is_grad_enabled() or not runs_blockwise(states[0]):
+        return function(*states)
+    num_bytes = states[0].shape[:2].numel() * width * states[0].element_size()
+    num_pieces = -(-num_bytes // PIECE_BYTES)
+    if num_pieces <= 1:
+        return function(*states)
+    pieces = zip(*(x.flatten(0, 1).tensor_split(num_pieces) for x in states))
+    return torch.cat([function(*piece) for piece in pieces]).view_as(states[0])
+
+
 # The sparse tokens of LSG attention, made in six ways (Condevaux & Harispe, PAKDD 2023, section 3.2).
 #
 # The six functions share one signature. Shapes: `n` batch, `h` heads, `t` tokens (a multiple of `config.block_size`),
@@ -203,29 +243,38 @@ def _cluster_sums(x, cluster, size):
     return sums.scatter_add(-2, cluster[..., None].expand(x.shape), x)
 
 
-# Dropout on CPU that spends 16 random bits an element: several times quicker than `bernoulli_`, at a probability that
-# is a multiple of 2**-16.
+# Dropout on CPU that spends one random byte an element: ten times quicker than `bernoulli_`.
 
 
 def dropout_scale(probability):
-    """What the elements kept by [`draw_kept`] are multiplied by to leave the mean as it was; 0 if none is kept."""
-    keep = 1 - round(probability * 2**16) / 2**16
-    return 1 / keep if keep else 0.0
+    """What the elements that are kept are multiplied by to leave the mean as it was; 0 if none is kept."""
+    return 1 / (1 - probability) if probability < 1 else 0.0
 
 
-def draw_kept(kept, bits, probability):
+def draw_dropout(shape, probability):
     """
-    Fill `kept` with 1 where an element is kept and 0 where it is dropped, by torch's default CPU generator.
+    What to drop, by torch's default CPU generator.
+
+    A byte alone allows multiples of 1/256: so each row (of the last dimension) draws its threshold from the two next
+    to `256 * probability`, with that as their mean, and every element is dropped with exactly `probability`.
 
     Args:
-        kept (`torch.Tensor`): contiguous.
-        bits (`torch.LongTensor` of shape `(ceil(kept.numel() / 4),)`): scratch.
-        probability (`float`): of dropping, above 0.
+        shape (`torch.Size`): of what is dropped from.
+        probability (`float`): of dropping.
+
+    Returns:
+        random bytes of `shape` (`torch.uint8`) and thresholds of shape `(*shape[:-1], 1)` (`torch.float32`), for
+        [`kept_elements`].
     """
-    bits.random_(-(2**63), None)
-    bits = bits.view(torch.int16)[: kept.numel()].view(kept.shape)
-    dropped = max(round(probability * 2**16), 1)  # of the 2**16 values of 16 bits
-    return torch.gt(bits, dropped - 2**15 - 1, out=kept)
+    size = shape.numel()
+    random = torch.empty(-(-size // 8), dtype=torch.int64).random_(-(2**63), None)
+    thresholds = torch.rand(*shape[:-1], 1).add_(256 * probability).floor_()
+    return random.view(torch.uint8)[:size].view(shape), thresholds
+
+
+def kept_elements(random, thresholds, out):
+    """`out` (of the shape of `random`, any floating dtype) filled with 1 where an element is kept, else 0."""
+    return out.copy_(random).ge_(thresholds)
 
 
 # The LSG product: from queries, keys, values and a mask to the context.
@@ -244,11 +293,11 @@ def draw_kept(kept, bits, probability):
 # - `flex_attention`: `torch.nn.attention.flex_attention` over `[tokens | sparse | globals]`, without windows.
 
 
-# Where a loop over blocks is no slower than one big product, and spares its memory.
-BLOCKWISE_DEVICES = ("cpu",)
 # Where FlexAttention is compiled to a fused kernel; elsewhere it would materialize all scores.
 FLEX_DEVICES = ("cuda",)
 MIN_FLEX_HEAD_DIM = 16
+# Floats of the widest vector register: rows of scores that are not whole vectors make their product a fifth slower.
+VECTOR_SIZE = 16
 
 
 def lsg_attention(query, key, value, mask, projections, config, implementation, scaling, dropout=0.0, num_padding=0):
@@ -286,11 +335,6 @@ def lsg_attention(query, key, value, mask, projections, config, implementation, 
     if implementation == "eager":
         return eager_attention(query, key, value, mask, select, config, scaling, dropout, num_padding)
     return LSG_ATTENTION_FUNCTIONS[implementation](query, key, value, mask, select, config, scaling, dropout), None
-
-
-def runs_blockwise(x):
-    """Whether work on `x` is best done piece by piece, in memory that stays in cache."""
-    return x.device.type in BLOCKWISE_DEVICES and not is_tracing(x)
 
 
 def is_visible(q, k, t, m, block_size, sparse_block_size):
@@ -392,7 +436,7 @@ class BlockwiseAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, sparse_key, sparse_value, mask, sparse_mask, config, scaling, dropout):
         ctx.blocks = [_blocks(mask, sparse_mask, sequence, key, sparse_key, config) for sequence in range(len(query))]
-        ctx.scaling, ctx.dropout, ctx.kept = scaling, dropout, []
+        ctx.scaling, ctx.dropout, ctx.draws = scaling, dropout, []
         buffers, scale = _Buffers(query), dropout_scale(dropout)
         # Blocks of padding are left out below, and must still be finite.
         context = (query.new_empty if mask is None else query.new_zeros)(_by_position(query).shape)  # n T h d
@@ -401,11 +445,10 @@ class BlockwiseAttention(torch.autograd.Function):
             for blocks, out, q, k, v, sk, sv in zip(ctx.blocks, context, *inputs):
                 for queries, pieces, key_mask in blocks:
                     keys, values = buffers.gather("keys", pieces, k, sk), buffers.gather("values", pieces, v, sv)
-                    weights = _block_weights(buffers, q[queries].transpose(0, 1), keys, key_mask, scaling)
+                    weights = _block_weights(buffers, q[queries].transpose(0, 1), keys, pieces, key_mask, scaling)
                     if dropout > 0:
-                        kept = buffers.draw_kept(weights.shape, dropout)
-                        weights.mul_(kept)
-                        ctx.kept.append(kept.to(torch.uint8))
+                        ctx.draws.append(draw_dropout(weights.shape, dropout))
+                        weights.mul_(buffers.kept(weights.shape, ctx.draws[-1]))
                     out[queries] = buffers.product("context", weights, values, scale).transpose(0, 1)
         ctx.save_for_backward(query, key, value, sparse_key, sparse_value, context)
         return context
@@ -414,7 +457,7 @@ class BlockwiseAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_context):
         query, key, value, sparse_key, sparse_value, context = ctx.saved_tensors
-        buffers, all_kept, scale = _Buffers(query), iter(ctx.kept), dropout_scale(ctx.dropout)
+        buffers, draws, scale = _Buffers(query), iter(ctx.draws), dropout_scale(ctx.dropout)
         # What the softmax's backward subtracts from every weight's gradient.
         means = (grad_context * context).sum(-1, keepdim=True)  # n T h 1
         inputs = [_by_position(x) for x in (query, key, value, sparse_key, sparse_value)]
@@ -425,10 +468,10 @@ class BlockwiseAttention(torch.autograd.Function):
             for queries, pieces, key_mask in blocks:
                 keys, values = buffers.gather("keys", pieces, k, sk), buffers.gather("values", pieces, v, sv)
                 block_query, grad = q[queries].transpose(0, 1), grad_out[queries].transpose(0, 1)  # h b d
-                weights = _block_weights(buffers, block_query, keys, key_mask, ctx.scaling)  # h b w
+                weights = _block_weights(buffers, block_query, keys, pieces, key_mask, ctx.scaling)  # h b w
                 dropped = weights
                 if ctx.dropout > 0:
-                    dropped = buffers.empty("kept", weights.shape).copy_(next(all_kept)).mul_(weights)
+                    dropped = buffers.kept(weights.shape, next(draws)).mul_(weights)
                 grad_values = buffers.product("grad_window", dropped.transpose(1, 2), grad, scale)
                 buffers.scatter(grad_values, pieces, gv, gsv)
                 grad_scores = buffers.product("grad_weights", grad, values.transpose(1, 2), scale)
@@ -443,13 +486,14 @@ class _Buffers:
     """Scratch tensors reused from block to block: fresh ones would leave the cache, and fault in new pages."""
 
     def __init__(self, like):
+        keep_freed_memory()
         self.like, self.storage, self.views = like, {}, {}
 
-    def empty(self, name, shape, dtype=None):
+    def empty(self, name, shape):
         if (name, shape) not in self.views:
             size = torch.Size(shape).numel()
             if name not in self.storage or self.storage[name].numel() < size:
-                self.storage[name] = self.like.new_empty(size, dtype=dtype)
+                self.storage[name] = self.like.new_empty(size)
             self.views[name, shape] = self.storage[name][:size].view(shape)
         return self.views[name, shape]
 
@@ -458,22 +502,28 @@ class _Buffers:
         out = self.empty(name, (x.shape[0], x.shape[1], y.shape[2]))
         return torch.baddbmm(out, x, y, beta=0, alpha=scale, out=out)
 
-    def draw_kept(self, shape, dropout):
-        kept = self.empty("kept", shape)
-        return draw_kept(kept, self.empty("bits", (-(-kept.numel() // 4),), torch.int64), dropout)
+    def kept(self, shape, draw):
+        return kept_elements(*draw, self.empty("kept", shape))
 
     def gather(self, name, pieces, tokens, sparse):
-        """The window, `h w d`: slices of `tokens` (`T h d`) and `sparse` (`m h d`) one after the other."""
+        """
+        The window, `h w d`: slices of `tokens` (`T h d`) and `sparse` (`m h d`) one after the other; where they have
+        to be copied, with zeros up to a multiple of `VECTOR_SIZE`.
+        """
         parts = [(sparse if is_sparse else tokens)[start:stop] for is_sparse, start, stop in pieces]
         if len(parts) == 1:
             return parts[0].transpose(0, 1)
-        out = self.empty(name, (_width(pieces), *parts[0].shape[1:]))
-        return torch.cat(parts, out=out).transpose(0, 1)
+        width = _width(pieces)
+        out = self.empty(name, (-(-width // VECTOR_SIZE) * VECTOR_SIZE, *parts[0].shape[1:]))
+        torch.cat(parts, out=out[:width])
+        out[width:] = 0
+        return out.transpose(0, 1)
 
     @staticmethod
     def scatter(window, pieces, tokens, sparse):
         """Add the window's slices to where [`gather`] took them."""
-        parts = window.transpose(0, 1).split([stop - start for _, start, stop in pieces])
+        window = window.transpose(0, 1)[: _width(pieces)]
+        parts = window.split([stop - start for _, start, stop in pieces])
         for part, (is_sparse, start, stop) in zip(parts, pieces):
             (sparse if is_sparse else tokens)[start:stop] += part
 
@@ -483,11 +533,14 @@ def _by_position(x):
     return x.transpose(1, 2)
 
 
-def _block_weights(buffers, query, keys, key_mask, scaling):
+def _block_weights(buffers, query, keys, pieces, key_mask, scaling):
     scores = buffers.product("weights", query, keys.transpose(1, 2), scaling)  # h b w
+    width = _width(pieces)
+    scores[:, :, width:] = -torch.inf
     if key_mask is not None:
         # Added: filling in goes element by element, and takes longer than the product.
-        scores += torch.zeros_like(key_mask, dtype=scores.dtype).masked_fill_(~key_mask, -torch.inf)[:, None]
+        hidden = torch.zeros_like(key_mask, dtype=scores.dtype).masked_fill_(~key_mask, -torch.inf)
+        scores[:, :, :width] += hidden[:, None]
     return torch.softmax(scores, -1, out=scores)
 
 
@@ -656,12 +709,9 @@ def _with_key_mask(block_mask, key_mask):
 
 logger = logging.get_logger(__name__)
 
-# Larger blocks glibc's malloc gives back to the system when they are freed, and takes anew each time.
-LARGEST_REUSED_BYTES = 2**25 - 2**16
-
 
 class LSGDropout(nn.Dropout):
-    """torch's dropout, drawn several times quicker on CPU; see [`draw_kept`]."""
+    """torch's dropout, drawn several times quicker on CPU; see [`draw_dropout`]."""
 
     def forward(self, input):
         """
@@ -671,8 +721,8 @@ class LSGDropout(nn.Dropout):
         if not self.training or self.p == 0 or not runs_blockwise(input):
             return super().forward(input)
         kept = torch.empty_like(input, memory_format=torch.contiguous_format)
-        bits = torch.empty(-(-kept.numel() // 4), dtype=torch.int64)
-        return input * draw_kept(kept, bits, self.p).mul_(dropout_scale(self.p))
+        kept_elements(*draw_dropout(input.shape, self.p), kept)
+        return input * kept.mul_(dropout_scale(self.p))
 
 
 class LSGEmbeddings(XLMRobertaEmbeddings):
@@ -796,7 +846,7 @@ class LSGAttention(XLMRobertaSelfAttention):
 
 
 class LSGSelfOutput(XLMRobertaSelfOutput):
-    """XLM-RoBERTa's projection of the context; see [`_in_pieces`]."""
+    """XLM-RoBERTa's projection of the context; see [`in_pieces`]."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -808,7 +858,7 @@ class LSGSelfOutput(XLMRobertaSelfOutput):
             hidden_states, input_tensor (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): the context, and
                 what the layer was given.
         """
-        return _in_pieces(super().forward, hidden_states.shape[-1], hidden_states, input_tensor)
+        return in_pieces(super().forward, hidden_states.shape[-1], hidden_states, input_tensor)
 
 
 class LSGLayer(XLMRobertaLayer):
@@ -841,8 +891,8 @@ class LSGLayer(XLMRobertaLayer):
         return hidden_states, global_states, padding_states
 
     def feed_forward_chunk(self, attention_output):
-        """The feed-forward part; see [`_in_pieces`]."""
-        return _in_pieces(super().feed_forward_chunk, self.attention.self.config.intermediate_size, attention_output)
+        """The feed-forward part; see [`in_pieces`]."""
+        return in_pieces(super().feed_forward_chunk, self.attention.self.config.intermediate_size, attention_output)
 
 
 class LSGEncoder(XLMRobertaEncoder):
@@ -985,22 +1035,6 @@ class LSGXLMRobertaForQuestionAnswering(_LSGHead, LSGXLMRobertaPreTrainedModel, 
 
 class LSGXLMRobertaForMultipleChoice(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForMultipleChoice):
     """[`~transformers.XLMRobertaForMultipleChoice`] with LSG attention."""
-
-
-def _in_pieces(function, width, *states):
-    """
-    `function` of `states` (each `(batch_size, length, hidden_size)`), which treats every position by itself; `width`
-    is that of its widest tensor. On CPU and without gradients it runs some positions at a time, with tensors whose
-    memory is used again: in fresh memory up to a tenth of a layer's time would go in page faults.
-    """
-    if torch.is_grad_enabled() or not runs_blockwise(states[0]):
-        return function(*states)
-    num_bytes = states[0].shape[:2].numel() * width * states[0].element_size()
-    num_pieces = -(-num_bytes // LARGEST_REUSED_BYTES)
-    if num_pieces <= 1:
-        return function(*states)
-    pieces = zip(*(x.flatten(0, 1).tensor_split(num_pieces) for x in states))
-    return torch.cat([function(*piece) for piece in pieces]).view_as(states[0])
 
 
 def _padded_length(length, config):

@@ -22,17 +22,17 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention as torch_flex_attention
 from torch.nn.functional import dropout as apply_dropout, pad, scaled_dot_product_attention
 from transformers.integrations.flex_attention import compile_friendly_flex_attention
-from transformers.utils.import_utils import is_tracing
 
-from .dropout import draw_kept, dropout_scale
+from .dropout import draw_dropout, dropout_scale, kept_elements
+from .memory import keep_freed_memory, runs_blockwise
 from .sparsity import sparse_tokens
 
 
-# Where a loop over blocks is no slower than one big product, and spares its memory.
-BLOCKWISE_DEVICES = ("cpu",)
 # Where FlexAttention is compiled to a fused kernel; elsewhere it would materialize all scores.
 FLEX_DEVICES = ("cuda",)
 MIN_FLEX_HEAD_DIM = 16
+# Floats of the widest vector register: rows of scores that are not whole vectors make their product a fifth slower.
+VECTOR_SIZE = 16
 
 
 def lsg_attention(query, key, value, mask, projections, config, implementation, scaling, dropout=0.0, num_padding=0):
@@ -70,11 +70,6 @@ def lsg_attention(query, key, value, mask, projections, config, implementation, 
     if implementation == "eager":
         return eager_attention(query, key, value, mask, select, config, scaling, dropout, num_padding)
     return LSG_ATTENTION_FUNCTIONS[implementation](query, key, value, mask, select, config, scaling, dropout), None
-
-
-def runs_blockwise(x):
-    """Whether work on `x` is best done piece by piece, in memory that stays in cache."""
-    return x.device.type in BLOCKWISE_DEVICES and not is_tracing(x)
 
 
 def is_visible(q, k, t, m, block_size, sparse_block_size):
@@ -176,7 +171,7 @@ class BlockwiseAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, sparse_key, sparse_value, mask, sparse_mask, config, scaling, dropout):
         ctx.blocks = [_blocks(mask, sparse_mask, sequence, key, sparse_key, config) for sequence in range(len(query))]
-        ctx.scaling, ctx.dropout, ctx.kept = scaling, dropout, []
+        ctx.scaling, ctx.dropout, ctx.draws = scaling, dropout, []
         buffers, scale = _Buffers(query), dropout_scale(dropout)
         # Blocks of padding are left out below, and must still be finite.
         context = (query.new_empty if mask is None else query.new_zeros)(_by_position(query).shape)  # n T h d
@@ -185,11 +180,10 @@ class BlockwiseAttention(torch.autograd.Function):
             for blocks, out, q, k, v, sk, sv in zip(ctx.blocks, context, *inputs):
                 for queries, pieces, key_mask in blocks:
                     keys, values = buffers.gather("keys", pieces, k, sk), buffers.gather("values", pieces, v, sv)
-                    weights = _block_weights(buffers, q[queries].transpose(0, 1), keys, key_mask, scaling)
+                    weights = _block_weights(buffers, q[queries].transpose(0, 1), keys, pieces, key_mask, scaling)
                     if dropout > 0:
-                        kept = buffers.draw_kept(weights.shape, dropout)
-                        weights.mul_(kept)
-                        ctx.kept.append(kept.to(torch.uint8))
+                        ctx.draws.append(draw_dropout(weights.shape, dropout))
+                        weights.mul_(buffers.kept(weights.shape, ctx.draws[-1]))
                     out[queries] = buffers.product("context", weights, values, scale).transpose(0, 1)
         ctx.save_for_backward(query, key, value, sparse_key, sparse_value, context)
         return context
@@ -198,7 +192,7 @@ class BlockwiseAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_context):
         query, key, value, sparse_key, sparse_value, context = ctx.saved_tensors
-        buffers, all_kept, scale = _Buffers(query), iter(ctx.kept), dropout_scale(ctx.dropout)
+        buffers, draws, scale = _Buffers(query), iter(ctx.draws), dropout_scale(ctx.dropout)
         # What the softmax's backward subtracts from every weight's gradient.
         means = (grad_context * context).sum(-1, keepdim=True)  # n T h 1
         inputs = [_by_position(x) for x in (query, key, value, sparse_key, sparse_value)]
@@ -209,10 +203,10 @@ class BlockwiseAttention(torch.autograd.Function):
             for queries, pieces, key_mask in blocks:
                 keys, values = buffers.gather("keys", pieces, k, sk), buffers.gather("values", pieces, v, sv)
                 block_query, grad = q[queries].transpose(0, 1), grad_out[queries].transpose(0, 1)  # h b d
-                weights = _block_weights(buffers, block_query, keys, key_mask, ctx.scaling)  # h b w
+                weights = _block_weights(buffers, block_query, keys, pieces, key_mask, ctx.scaling)  # h b w
                 dropped = weights
                 if ctx.dropout > 0:
-                    dropped = buffers.empty("kept", weights.shape).copy_(next(all_kept)).mul_(weights)
+                    dropped = buffers.kept(weights.shape, next(draws)).mul_(weights)
                 grad_values = buffers.product("grad_window", dropped.transpose(1, 2), grad, scale)
                 buffers.scatter(grad_values, pieces, gv, gsv)
                 grad_scores = buffers.product("grad_weights", grad, values.transpose(1, 2), scale)
@@ -227,13 +221,14 @@ class _Buffers:
     """Scratch tensors reused from block to block: fresh ones would leave the cache, and fault in new pages."""
 
     def __init__(self, like):
+        keep_freed_memory()
         self.like, self.storage, self.views = like, {}, {}
 
-    def empty(self, name, shape, dtype=None):
+    def empty(self, name, shape):
         if (name, shape) not in self.views:
             size = torch.Size(shape).numel()
             if name not in self.storage or self.storage[name].numel() < size:
-                self.storage[name] = self.like.new_empty(size, dtype=dtype)
+                self.storage[name] = self.like.new_empty(size)
             self.views[name, shape] = self.storage[name][:size].view(shape)
         return self.views[name, shape]
 
@@ -242,22 +237,28 @@ class _Buffers:
         out = self.empty(name, (x.shape[0], x.shape[1], y.shape[2]))
         return torch.baddbmm(out, x, y, beta=0, alpha=scale, out=out)
 
-    def draw_kept(self, shape, dropout):
-        kept = self.empty("kept", shape)
-        return draw_kept(kept, self.empty("bits", (-(-kept.numel() // 4),), torch.int64), dropout)
+    def kept(self, shape, draw):
+        return kept_elements(*draw, self.empty("kept", shape))
 
     def gather(self, name, pieces, tokens, sparse):
-        """The window, `h w d`: slices of `tokens` (`T h d`) and `sparse` (`m h d`) one after the other."""
+        """
+        The window, `h w d`: slices of `tokens` (`T h d`) and `sparse` (`m h d`) one after the other; where they have
+        to be copied, with zeros up to a multiple of `VECTOR_SIZE`.
+        """
         parts = [(sparse if is_sparse else tokens)[start:stop] for is_sparse, start, stop in pieces]
         if len(parts) == 1:
             return parts[0].transpose(0, 1)
-        out = self.empty(name, (_width(pieces), *parts[0].shape[1:]))
-        return torch.cat(parts, out=out).transpose(0, 1)
+        width = _width(pieces)
+        out = self.empty(name, (-(-width // VECTOR_SIZE) * VECTOR_SIZE, *parts[0].shape[1:]))
+        torch.cat(parts, out=out[:width])
+        out[width:] = 0
+        return out.transpose(0, 1)
 
     @staticmethod
     def scatter(window, pieces, tokens, sparse):
         """Add the window's slices to where [`gather`] took them."""
-        parts = window.transpose(0, 1).split([stop - start for _, start, stop in pieces])
+        window = window.transpose(0, 1)[: _width(pieces)]
+        parts = window.split([stop - start for _, start, stop in pieces])
         for part, (is_sparse, start, stop) in zip(parts, pieces):
             (sparse if is_sparse else tokens)[start:stop] += part
 
@@ -267,11 +268,14 @@ def _by_position(x):
     return x.transpose(1, 2)
 
 
-def _block_weights(buffers, query, keys, key_mask, scaling):
+def _block_weights(buffers, query, keys, pieces, key_mask, scaling):
     scores = buffers.product("weights", query, keys.transpose(1, 2), scaling)  # h b w
+    width = _width(pieces)
+    scores[:, :, width:] = -torch.inf
     if key_mask is not None:
         # Added: filling in goes element by element, and takes longer than the product.
-        scores += torch.zeros_like(key_mask, dtype=scores.dtype).masked_fill_(~key_mask, -torch.inf)[:, None]
+        hidden = torch.zeros_like(key_mask, dtype=scores.dtype).masked_fill_(~key_mask, -torch.inf)
+        scores[:, :, :width] += hidden[:, None]
     return torch.softmax(scores, -1, out=scores)
 
 

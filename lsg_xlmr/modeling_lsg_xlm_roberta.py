@@ -29,20 +29,18 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import (
 from transformers.utils import logging
 from transformers.utils.import_utils import is_tracing
 
-from .attention import LSG_ATTENTION_FUNCTIONS, lsg_attention, runs_blockwise
+from .attention import LSG_ATTENTION_FUNCTIONS, lsg_attention
 from .configuration_lsg import MAX_GLOBAL_TOKENS, LSGConfig, LSGXLMRobertaConfig
-from .dropout import draw_kept, dropout_scale
+from .dropout import draw_dropout, dropout_scale, kept_elements
+from .memory import in_pieces, runs_blockwise
 from .sparsity import lsh_cluster_counts, lsh_projections
 
 
 logger = logging.get_logger(__name__)
 
-# Larger blocks glibc's malloc gives back to the system when they are freed, and takes anew each time.
-LARGEST_REUSED_BYTES = 2**25 - 2**16
-
 
 class LSGDropout(nn.Dropout):
-    """torch's dropout, drawn several times quicker on CPU; see [`draw_kept`]."""
+    """torch's dropout, drawn several times quicker on CPU; see [`draw_dropout`]."""
 
     def forward(self, input):
         """
@@ -52,8 +50,8 @@ class LSGDropout(nn.Dropout):
         if not self.training or self.p == 0 or not runs_blockwise(input):
             return super().forward(input)
         kept = torch.empty_like(input, memory_format=torch.contiguous_format)
-        bits = torch.empty(-(-kept.numel() // 4), dtype=torch.int64)
-        return input * draw_kept(kept, bits, self.p).mul_(dropout_scale(self.p))
+        kept_elements(*draw_dropout(input.shape, self.p), kept)
+        return input * kept.mul_(dropout_scale(self.p))
 
 
 class LSGEmbeddings(XLMRobertaEmbeddings):
@@ -177,7 +175,7 @@ class LSGAttention(XLMRobertaSelfAttention):
 
 
 class LSGSelfOutput(XLMRobertaSelfOutput):
-    """XLM-RoBERTa's projection of the context; see [`_in_pieces`]."""
+    """XLM-RoBERTa's projection of the context; see [`in_pieces`]."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -189,7 +187,7 @@ class LSGSelfOutput(XLMRobertaSelfOutput):
             hidden_states, input_tensor (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): the context, and
                 what the layer was given.
         """
-        return _in_pieces(super().forward, hidden_states.shape[-1], hidden_states, input_tensor)
+        return in_pieces(super().forward, hidden_states.shape[-1], hidden_states, input_tensor)
 
 
 class LSGLayer(XLMRobertaLayer):
@@ -222,8 +220,8 @@ class LSGLayer(XLMRobertaLayer):
         return hidden_states, global_states, padding_states
 
     def feed_forward_chunk(self, attention_output):
-        """The feed-forward part; see [`_in_pieces`]."""
-        return _in_pieces(super().feed_forward_chunk, self.attention.self.config.intermediate_size, attention_output)
+        """The feed-forward part; see [`in_pieces`]."""
+        return in_pieces(super().feed_forward_chunk, self.attention.self.config.intermediate_size, attention_output)
 
 
 class LSGEncoder(XLMRobertaEncoder):
@@ -366,22 +364,6 @@ class LSGXLMRobertaForQuestionAnswering(_LSGHead, LSGXLMRobertaPreTrainedModel, 
 
 class LSGXLMRobertaForMultipleChoice(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForMultipleChoice):
     """[`~transformers.XLMRobertaForMultipleChoice`] with LSG attention."""
-
-
-def _in_pieces(function, width, *states):
-    """
-    `function` of `states` (each `(batch_size, length, hidden_size)`), which treats every position by itself; `width`
-    is that of its widest tensor. On CPU and without gradients it runs some positions at a time, with tensors whose
-    memory is used again: in fresh memory up to a tenth of a layer's time would go in page faults.
-    """
-    if torch.is_grad_enabled() or not runs_blockwise(states[0]):
-        return function(*states)
-    num_bytes = states[0].shape[:2].numel() * width * states[0].element_size()
-    num_pieces = -(-num_bytes // LARGEST_REUSED_BYTES)
-    if num_pieces <= 1:
-        return function(*states)
-    pieces = zip(*(x.flatten(0, 1).tensor_split(num_pieces) for x in states))
-    return torch.cat([function(*piece) for piece in pieces]).view_as(states[0])
 
 
 def _padded_length(length, config):

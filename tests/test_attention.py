@@ -4,7 +4,7 @@ import pytest
 import torch
 from reference import dense_lsg_attention
 
-from lsg_xlmr import attention
+from lsg_xlmr import attention, memory
 from lsg_xlmr.attention import LSG_ATTENTION_FUNCTIONS, lsg_attention
 from lsg_xlmr.sparsity import lsh_cluster_counts, lsh_projections
 
@@ -144,7 +144,7 @@ def test_gradients_agree_with_the_reference(tiny_config, sparsity_type, lengths)
 
 
 def test_windows_for_other_devices_give_the_same_numbers(tiny_config, monkeypatch):
-    monkeypatch.setattr(attention, "BLOCKWISE_DEVICES", ())
+    monkeypatch.setattr(memory, "BLOCKWISE_DEVICES", ())
     for sparsity_type in SPARSITY_TYPES:
         for lengths in (None, (48, 21)):
             compare(tiny_config(sparsity_type=sparsity_type, sparsity_factor=4), "sdpa", 48, lengths)
