@@ -40,7 +40,7 @@ BLOCKWISE_DEVICES = ("cpu",)
 # Larger blocks glibc's malloc takes from the system each time, and gives back when they are freed.
 LARGEST_REUSED_BYTES = 2**25 - 2**16
 # Of free memory malloc keeps twice that: room for a few tensors of one piece beside the layer's other ones.
-PIECE_BYTES = LARGEST_REUSED_BYTES // 2
+PIECE_BYTES = LARGEST_REUSED_BYTES // 3
 
 
 def runs_blockwise(x):
