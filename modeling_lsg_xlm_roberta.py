@@ -317,6 +317,8 @@ def lsg_attention(query, key, value, mask, projections, config, implementation, 
         the context `n T h d` and, from `"eager"`, the attention weights `n h T-num_padding T-num_padding` (otherwise
         `None`). The rows of queries that are masked themselves carry no meaning.
     """
+    if runs_blockwise(query):
+        keep_freed_memory()
     num_global_tokens = config.num_global_tokens
     if key.shape[2] - num_global_tokens <= 2 * config.block_size:
         if implementation == "eager":
@@ -486,7 +488,6 @@ class _Buffers:
     """Scratch tensors reused from block to block: fresh ones would leave the cache, and fault in new pages."""
 
     def __init__(self, like):
-        keep_freed_memory()
         self.like, self.storage, self.views = like, {}, {}
 
     def empty(self, name, shape):
