@@ -39,8 +39,6 @@ from .configuration_lsg import MAX_GLOBAL_TOKENS, LSGConfig, LSGXLMRobertaConfig
 BLOCKWISE_DEVICES = ("cpu",)
 # Larger blocks glibc's malloc takes from the system each time, and gives back when they are freed.
 LARGEST_REUSED_BYTES = 2**25 - 2**16
-# Of free memory malloc keeps twice that: room for a few tensors of one piece beside the layer's other ones.
-PIECE_BYTES = LARGEST_REUSED_BYTES // 3
 
 
 def runs_blockwise(x):
@@ -65,7 +63,7 @@ def in_pieces(function, width, *states):
     if torch.is_grad_enabled() or not runs_blockwise(states[0]):
         return function(*states)
     num_bytes = states[0].shape[:2].numel() * width * states[0].element_size()
-    num_pieces = -(-num_bytes // PIECE_BYTES)
+    num_pieces = -(-num_bytes // LARGEST_REUSED_BYTES)
     if num_pieces <= 1:
         return function(*states)
     pieces = zip(*(x.flatten(0, 1).tensor_split(num_pieces) for x in states))
