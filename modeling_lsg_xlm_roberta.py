@@ -52,7 +52,7 @@ def keep_freed_memory():
     block it has seen freed (mallopt(3), `M_MMAP_THRESHOLD`): so it is shown the largest that counts, which is never
     written to and so costs no memory. Elsewhere this does nothing.
     """
-    torch.empty(LARGEST_REUSED_BYTES, dtype=torch.uint8)
+    torch.empty(LARGEST_REUSED_BYTES, dtype=torch.uint8, device="cpu")
 
 
 def in_pieces(function, width, *states):
@@ -265,8 +265,8 @@ def draw_dropout(shape, probability):
         [`kept_elements`].
     """
     size = shape.numel()
-    random = torch.empty(-(-size // 8), dtype=torch.int64).random_(-(2**63), None)
-    thresholds = torch.rand(*shape[:-1], 1).add_(256 * probability).floor_()
+    random = torch.empty(-(-size // 8), dtype=torch.int64, device="cpu").random_(-(2**63), None)
+    thresholds = torch.rand(*shape[:-1], 1, dtype=torch.float32, device="cpu").add_(256 * probability).floor_()
     return random.view(torch.uint8)[:size].view(shape), thresholds
 
 

@@ -25,8 +25,8 @@ def draw_dropout(shape, probability):
         [`kept_elements`].
     """
     size = shape.numel()
-    random = torch.empty(-(-size // 8), dtype=torch.int64).random_(-(2**63), None)
-    thresholds = torch.rand(*shape[:-1], 1).add_(256 * probability).floor_()
+    random = torch.empty(-(-size // 8), dtype=torch.int64, device="cpu").random_(-(2**63), None)
+    thresholds = torch.rand(*shape[:-1], 1, dtype=torch.float32, device="cpu").add_(256 * probability).floor_()
     return random.view(torch.uint8)[:size].view(shape), thresholds
 
 

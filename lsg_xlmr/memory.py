@@ -22,7 +22,7 @@ def keep_freed_memory():
     block it has seen freed (mallopt(3), `M_MMAP_THRESHOLD`): so it is shown the largest that counts, which is never
     written to and so costs no memory. Elsewhere this does nothing.
     """
-    torch.empty(LARGEST_REUSED_BYTES, dtype=torch.uint8)
+    torch.empty(LARGEST_REUSED_BYTES, dtype=torch.uint8, device="cpu")
 
 
 def in_pieces(function, width, *states):

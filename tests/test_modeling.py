@@ -172,6 +172,21 @@ def test_hidden_dropout(tiny_config, probability, dtype):
     assert torch.equal(hidden_states.grad, first)
 
 
+def test_hidden_dropout_whatever_the_default_device_and_dtype(tiny_config):
+    dropout = LSGXLMRobertaModel(tiny_config(hidden_dropout_prob=0.1)).embeddings.dropout.train()
+    hidden_states = torch.ones(100, 100, 8)
+    torch.manual_seed(1)
+    expected = dropout(hidden_states)
+    torch.manual_seed(1)
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device("meta"):
+            found = dropout(hidden_states)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
+
+
 @LENGTHS
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_gradient_checkpointing_gives_the_same_gradients(tiny_config, length, use_reentrant):
