@@ -46,11 +46,12 @@ def runs_blockwise(x):
     return x.device.type in BLOCKWISE_DEVICES and not is_tracing(x)
 
 
+@lru_cache
 def keep_freed_memory():
     """
-    Let every layer use the memory of the one before. glibc's malloc keeps freed memory only up to twice the largest
-    block it has seen freed (mallopt(3), `M_MMAP_THRESHOLD`): so it is shown the largest that counts, which is never
-    written to and so costs no memory. Elsewhere this does nothing.
+    Let every layer use the memory of the one before; once a process is enough. glibc's malloc keeps freed memory only
+    up to twice the largest block it has seen freed (mallopt(3), `M_MMAP_THRESHOLD`): so it is shown the largest that
+    counts, which is never written to and so costs no memory. Elsewhere this does nothing.
     """
     torch.empty(LARGEST_REUSED_BYTES, dtype=torch.uint8, device="cpu")
 
@@ -538,8 +539,8 @@ def _block_weights(buffers, query, keys, pieces, key_mask, scaling):
     scores[:, :, width:] = -torch.inf
     if key_mask is not None:
         # Added: filling in goes element by element, and takes longer than the product.
-        hidden = torch.zeros_like(key_mask, dtype=scores.dtype).masked_fill_(~key_mask, -torch.inf)
-        scores[:, :, :width] += hidden[:, None]
+        additive_mask = torch.zeros_like(key_mask, dtype=scores.dtype).masked_fill_(~key_mask, -torch.inf)
+        scores[:, :, :width] += additive_mask[:, None]
     return torch.softmax(scores, -1, out=scores)
 
 

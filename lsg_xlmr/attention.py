@@ -275,8 +275,8 @@ def _block_weights(buffers, query, keys, pieces, key_mask, scaling):
     scores[:, :, width:] = -torch.inf
     if key_mask is not None:
         # Added: filling in goes element by element, and takes longer than the product.
-        hidden = torch.zeros_like(key_mask, dtype=scores.dtype).masked_fill_(~key_mask, -torch.inf)
-        scores[:, :, :width] += hidden[:, None]
+        additive_mask = torch.zeros_like(key_mask, dtype=scores.dtype).masked_fill_(~key_mask, -torch.inf)
+        scores[:, :, :width] += additive_mask[:, None]
     return torch.softmax(scores, -1, out=scores)
 
 

@@ -1,6 +1,8 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
 """Memory on CPU: work piece by piece, in memory that is used again. Fresh memory comes page by page, each a fault."""
 
+from functools import lru_cache
+
 import torch
 from transformers.utils.import_utils import is_tracing
 
@@ -16,11 +18,12 @@ def runs_blockwise(x):
     return x.device.type in BLOCKWISE_DEVICES and not is_tracing(x)
 
 
+@lru_cache
 def keep_freed_memory():
     """
-    Let every layer use the memory of the one before. glibc's malloc keeps freed memory only up to twice the largest
-    block it has seen freed (mallopt(3), `M_MMAP_THRESHOLD`): so it is shown the largest that counts, which is never
-    written to and so costs no memory. Elsewhere this does nothing.
+    Let every layer use the memory of the one before; once a process is enough. glibc's malloc keeps freed memory only
+    up to twice the largest block it has seen freed (mallopt(3), `M_MMAP_THRESHOLD`): so it is shown the largest that
+    counts, which is never written to and so costs no memory. Elsewhere this does nothing.
     """
     torch.empty(LARGEST_REUSED_BYTES, dtype=torch.uint8, device="cpu")
 
