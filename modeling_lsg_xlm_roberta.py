@@ -2,7 +2,13 @@
 # Made from the files of lsg_xlmr/ by `python lsg_xlmr/drop_in.py .`: edit those, not this one.
 """XLM-RoBERTa with LSG attention, in one file."""
 
-from functools import lru_cache, partial
+import os
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from threading import Barrier
 
 import torch
 from torch import nn
@@ -32,18 +38,11 @@ from transformers.utils.import_utils import is_tracing
 from .configuration_lsg import MAX_GLOBAL_TOKENS, LSGConfig, LSGXLMRobertaConfig
 
 
-# Memory on CPU: work piece by piece, in memory that is used again. Fresh memory comes page by page, each a fault.
+# Memory on CPU that is used again. Fresh memory comes page by page, each a fault.
 
 
-# Where a loop over pieces is no slower than one big operation, and spares its memory.
-BLOCKWISE_DEVICES = ("cpu",)
 # Larger blocks glibc's malloc takes from the system each time, and gives back when they are freed.
 LARGEST_REUSED_BYTES = 2**25 - 2**16
-
-
-def runs_blockwise(x):
-    """Whether work on `x` (`torch.Tensor`) is best done piece by piece."""
-    return x.device.type in BLOCKWISE_DEVICES and not is_tracing(x)
 
 
 @lru_cache
@@ -56,19 +55,142 @@ def keep_freed_memory():
     torch.empty(LARGEST_REUSED_BYTES, dtype=torch.uint8, device="cpu")
 
 
-def in_pieces(function, width, *states):
+# Work on CPU in pieces, several at a time, each on one thread.
+#
+# Torch's own way is the other one: every operation is cut into as many parts as there are threads and waits for the
+# slowest. Beside another program that part is late at every operation; a whole piece is late once, and meanwhile the
+# other threads take more pieces.
+
+
+# Where a loop over pieces is no slower than one big operation, and spares its memory.
+PIECEWISE_DEVICES = ("cpu",)
+# What a piece has at least, and about, for matrix products to be as quick as those of the whole.
+MIN_POSITIONS, POSITIONS = 64, 256
+
+
+def runs_in_pieces(x):
+    """Whether work on `x` (`torch.Tensor`) is best done piece by piece."""
+    return x.device.type in PIECEWISE_DEVICES and not is_tracing(x)
+
+
+def run_in_parallel(function, pieces):
     """
-    `function` of `states` (each `(batch_size, length, hidden_size)`), which treats every position by itself; `width`
-    is that of its widest tensor. On CPU and without gradients it runs some positions at a time.
+    Call `function(piece)` for every one of `pieces` (a list), on as many threads as torch would use here. `function`
+    runs without gradients and autocast, and no two of its calls may write to the same memory. Where there are fewer
+    pieces than threads, or the caller's thread is in a mode that others would not see, one piece follows the other.
     """
-    if torch.is_grad_enabled() or not runs_blockwise(states[0]):
+    num_threads = torch.get_num_threads()
+    if num_threads == 1 or len(pieces) < num_threads or _has_modes():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            for piece in pieces:
+                function(piece)
+        return
+    inference_mode, queue = torch.is_inference_mode_enabled(), deque(pieces)
+
+    def work():
+        with torch.inference_mode(inference_mode), torch.no_grad():
+            while queue:
+                try:
+                    piece = queue.popleft()
+                except IndexError:  # another thread was quicker
+                    return
+                function(piece)
+
+    threads = _threads(num_threads)
+    for future in [threads.submit(work) for _ in range(num_threads)]:
+        future.result()
+
+
+def in_pieces(function, modules, *states):
+    """
+    `function` of `states` (each `(batch_size, length, hidden_size)`), which treats every position by itself. On CPU
+    and without gradients, some positions at a time, unless one of the `modules` that it calls has hooks, which are to
+    see the whole, or is being trained, where random numbers are drawn in turn.
+    """
+    num_positions, num_threads = states[0].shape[:2].numel(), torch.get_num_threads()
+    if (
+        torch.is_grad_enabled()
+        or not runs_in_pieces(states[0])
+        or torch.is_autocast_enabled("cpu")
+        or num_positions < MIN_POSITIONS * num_threads
+        or any(map(_is_watched, modules))
+    ):
         return function(*states)
-    num_bytes = states[0].shape[:2].numel() * width * states[0].element_size()
-    num_pieces = -(-num_bytes // LARGEST_REUSED_BYTES)
-    if num_pieces <= 1:
-        return function(*states)
-    pieces = zip(*(x.flatten(0, 1).tensor_split(num_pieces) for x in states))
-    return torch.cat([function(*piece) for piece in pieces]).view_as(states[0])
+    num_pieces = -(-num_positions // (POSITIONS * num_threads)) * num_threads
+    out = torch.empty_like(states[0], memory_format=torch.contiguous_format)
+
+    def run(piece):
+        *inputs, result = piece
+        result.copy_(function(*inputs))
+
+    run_in_parallel(run, list(zip(*(x.flatten(0, 1).tensor_split(num_pieces) for x in (*states, out)))))
+    return out
+
+
+@lru_cache
+def _threads(num_threads):
+    """A pool of `num_threads` threads on which torch's operations are not cut into parts."""
+
+    def start():
+        torch.get_num_threads()  # the first call in a thread sets the number to the default
+        torch.set_num_threads(1)
+
+    pool = ThreadPoolExecutor(num_threads, "lsg", start)
+    all_started = Barrier(num_threads)
+    list(pool.map(lambda _: all_started.wait(), range(num_threads)))
+    torch.set_num_threads(num_threads)  # `start` has set the default of threads to come, too
+    return pool
+
+
+if hasattr(os, "register_at_fork"):  # where processes fork: the child has none of its parent's threads
+    os.register_at_fork(after_in_child=_threads.cache_clear)
+
+
+def _has_modes():
+    """Whether there is a transform of `torch.func` or a dispatch mode, which hold for the caller's thread alone."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack() > 0
+
+
+def _is_watched(module):
+    """Whether `module` (`nn.Module`) is in train mode, or has hooks or a `forward` other than its class's in it."""
+    return module.training or any(
+        m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in module.modules()
+    )
+
+
+# Dropout on CPU that spends one random byte an element: ten times quicker than `bernoulli_`.
+
+
+def dropout_scale(probability):
+    """What the elements that are kept are multiplied by to leave the mean as it was; 0 if none is kept."""
+    return 1 / (1 - probability) if probability < 1 else 0.0
+
+
+def draw_dropout(shape, probability, generator=None):
+    """
+    What to drop.
+
+    A byte alone allows multiples of 1/256: so each row (of the last dimension) draws its threshold from the two next
+    to `256 * probability`, with that as their mean, and every element is dropped with exactly `probability`.
+
+    Args:
+        shape (`torch.Size`): of what is dropped from.
+        probability (`float`): of dropping.
+        generator (`torch.Generator`): of the CPU; torch's default one if it is `None`.
+
+    Returns:
+        random bytes of `shape` (`torch.uint8`) and thresholds of shape `(*shape[:-1], 1)` (`torch.float32`), for
+        [`kept_elements`].
+    """
+    size = shape.numel()
+    random = torch.empty(-(-size // 8), dtype=torch.int64, device="cpu").random_(-(2**63), None, generator=generator)
+    thresholds = torch.rand(*shape[:-1], 1, dtype=torch.float32, device="cpu", generator=generator)
+    return random.view(torch.uint8)[:size].view(shape), thresholds.add_(256 * probability).floor_()
+
+
+def kept_elements(random, thresholds, out):
+    """`out` (of the shape of `random`, any floating dtype) filled with 1 where an element is kept, else 0."""
+    return out.copy_(random).ge_(thresholds)
 
 
 # The sparse tokens of LSG attention, made in six ways (Condevaux & Harispe, PAKDD 2023, section 3.2).
@@ -242,100 +364,15 @@ def _cluster_sums(x, cluster, size):
     return sums.scatter_add(-2, cluster[..., None].expand(x.shape), x)
 
 
-# Dropout on CPU that spends one random byte an element: ten times quicker than `bernoulli_`.
-
-
-def dropout_scale(probability):
-    """What the elements that are kept are multiplied by to leave the mean as it was; 0 if none is kept."""
-    return 1 / (1 - probability) if probability < 1 else 0.0
-
-
-def draw_dropout(shape, probability):
-    """
-    What to drop, by torch's default CPU generator.
-
-    A byte alone allows multiples of 1/256: so each row (of the last dimension) draws its threshold from the two next
-    to `256 * probability`, with that as their mean, and every element is dropped with exactly `probability`.
-
-    Args:
-        shape (`torch.Size`): of what is dropped from.
-        probability (`float`): of dropping.
-
-    Returns:
-        random bytes of `shape` (`torch.uint8`) and thresholds of shape `(*shape[:-1], 1)` (`torch.float32`), for
-        [`kept_elements`].
-    """
-    size = shape.numel()
-    random = torch.empty(-(-size // 8), dtype=torch.int64, device="cpu").random_(-(2**63), None)
-    thresholds = torch.rand(*shape[:-1], 1, dtype=torch.float32, device="cpu").add_(256 * probability).floor_()
-    return random.view(torch.uint8)[:size].view(shape), thresholds
-
-
-def kept_elements(random, thresholds, out):
-    """`out` (of the shape of `random`, any floating dtype) filled with 1 where an element is kept, else 0."""
-    return out.copy_(random).ge_(thresholds)
-
-
-# The LSG product: from queries, keys, values and a mask to the context.
+# The LSG pattern, and what every implementation of it is given.
 #
-# Shapes: `n` batch, `h` heads, `d` head size, `G = config.num_global_tokens`, `t` tokens (a multiple of
-# `b = config.block_size`), `T = G + t` positions (globals first), `m = t/f` sparse tokens, `step = b/f` of them per
-# block, `s = config.sparse_block_size`, `w` keys in a window.
+# Shapes, here and in the implementations: `n` batch, `h` heads, `d` head size, `G = config.num_global_tokens`, `t`
+# tokens (a multiple of `b = config.block_size`), `T = G + t` positions (globals first), `m = t/f` sparse tokens,
+# `step = b/f` of them per block, `s = config.sparse_block_size`, `w` keys in a window.
 #
 # A token's query in block `i` sees the globals, the tokens of blocks `i-1, i, i+1`, the `s` sparse tokens before
 # `(i-1)*step` and the `s` from `(i+2)*step` on; a global query sees every global and token (Condevaux & Harispe, PAKDD
-# 2023, section 3). The three implementations give the same numbers:
-#
-# - `eager_attention`: dense and simple, the only one that returns attention weights;
-# - `sdpa_attention`: block by block, each block's window of keys gathered in one small buffer (CPU), or all windows at
-#   once for `torch.nn.functional.scaled_dot_product_attention` (elsewhere, and when traced or compiled);
-# - `flex_attention`: `torch.nn.attention.flex_attention` over `[tokens | sparse | globals]`, without windows.
-
-
-# Where FlexAttention is compiled to a fused kernel; elsewhere it would materialize all scores.
-FLEX_DEVICES = ("cuda",)
-MIN_FLEX_HEAD_DIM = 16
-# Floats of the widest vector register: rows of scores that are not whole vectors make their product a fifth slower.
-VECTOR_SIZE = 16
-
-
-def lsg_attention(query, key, value, mask, projections, config, implementation, scaling, dropout=0.0, num_padding=0):
-    """
-    Args:
-        query, key, value (`torch.Tensor` of shape `n h T d`): globals first; `t <= 2*b`, or a multiple of `b`.
-        mask (`torch.BoolTensor` of shape `n T`, or `None`): `True` where a key may be seen.
-        projections (list of `torch.Tensor`, or `None`): for `sparsity_type="lsh"`.
-        config ([`LSGConfig`]).
-        implementation (`str`): a key of `LSG_ATTENTION_FUNCTIONS`. `"sdpa"` stands in for `"flex_attention"` where
-            that has no fused kernel: off CUDA, with dropout, and for heads smaller than 16.
-        scaling (`float`): what scores are multiplied by.
-        dropout (`float`): probability of dropping an attention weight.
-        num_padding (`int`): how many of the last positions only fill the last block, to be left out of the weights.
-
-    Returns:
-        the context `n T h d` and, from `"eager"`, the attention weights `n h T-num_padding T-num_padding` (otherwise
-        `None`). The rows of queries that are masked themselves carry no meaning.
-    """
-    if runs_blockwise(query):
-        keep_freed_memory()
-    num_global_tokens = config.num_global_tokens
-    if key.shape[2] - num_global_tokens <= 2 * config.block_size:
-        if implementation == "eager":
-            weights = apply_dropout(_full_weights(query, key, mask, scaling), dropout)
-            return (weights @ value).transpose(1, 2), weights
-        return _full_attention(query, key, value, mask, scaling, dropout), None
-    if implementation == "flex_attention" and not _flex_attention_fits(query, dropout):
-        implementation = "sdpa"
-    select = partial(
-        sparse_tokens if config.has_sparse_tokens else _no_sparse_tokens,
-        mask=None if mask is None else mask[:, num_global_tokens:],
-        first_query=query[:, :, num_global_tokens : num_global_tokens + 1],
-        projections=projections,
-        config=config,
-    )
-    if implementation == "eager":
-        return eager_attention(query, key, value, mask, select, config, scaling, dropout, num_padding)
-    return LSG_ATTENTION_FUNCTIONS[implementation](query, key, value, mask, select, config, scaling, dropout), None
+# 2023, section 3).
 
 
 def is_visible(q, k, t, m, block_size, sparse_block_size):
@@ -352,299 +389,183 @@ def is_visible(q, k, t, m, block_size, sparse_block_size):
     return is_local | ((sparse >= 0) & (sparse < m) & (is_left | is_right)) | (sparse >= m)
 
 
-def eager_attention(query, key, value, mask, select, config, scaling, dropout, num_padding):
-    """Dense scores over tokens, sparse tokens and globals. A sparse token's weight is spread over its tokens."""
-    num_global_tokens, (n, h, _, _) = config.num_global_tokens, key.shape
-    t = key.shape[2] - num_global_tokens
-    # A sparse value is a weighted sum of values: with the identity in their place, the weights themselves come out.
-    identity = torch.eye(t, dtype=key.dtype, device=key.device).expand(n, h, t, t)
-    sparse_key, spread, sparse_mask = select(key[:, :, num_global_tokens:], identity)  # n h m d, n h m t
-    m = sparse_key.shape[2]
-    index = torch.arange(t + m + num_global_tokens, device=key.device)
-    visible = is_visible(index[:t, None], index, t, m, config.block_size, config.sparse_block_size)  # t t+m+G
-    if mask is not None or sparse_mask is not None:
-        visible = visible & _key_mask(mask, sparse_mask, key, m, num_global_tokens)[:, :, None]
-    keys = _tokens_sparse_globals(key, sparse_key, num_global_tokens)
-    scores = (query[:, :, num_global_tokens:] @ keys.transpose(2, 3)) * scaling
-    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
-    to_tokens, to_sparse, to_globals = weights.split((t, m, num_global_tokens), -1)
-    weights = torch.cat([to_globals, to_tokens + to_sparse @ spread], -1)  # n h t T
-    global_weights = _full_weights(query[:, :, :num_global_tokens], key, mask, scaling)
-    weights = apply_dropout(torch.cat([global_weights, weights], 2), dropout)
-    if not num_padding:
+@dataclass
+class AttentionInputs:
+    """
+    What one layer's attention works on.
+
+    Args:
+        query, key, value (`torch.Tensor` of shape `n h T d`): globals first; `t <= 2*b`, or a multiple of `b`.
+        mask (`torch.BoolTensor` of shape `n T`, or `None`): `True` where a key may be seen.
+        config ([`LSGConfig`]).
+        scaling (`float`): what scores are multiplied by.
+        dropout (`float`): probability of dropping an attention weight.
+        projections (list of `torch.Tensor`, or `None`): for `sparsity_type="lsh"`, see [`lsh_projections`].
+        num_padding (`int`): how many of the last positions only fill the last block, to be left out of the weights.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None
+    config: LSGConfig
+    scaling: float
+    dropout: float = 0.0
+    projections: list[torch.Tensor] | None = None
+    num_padding: int = 0
+
+    @property
+    def num_global_tokens(self):
+        """`G`."""
+        return self.config.num_global_tokens
+
+    @property
+    def num_tokens(self):
+        """`t`."""
+        return self.key.shape[2] - self.num_global_tokens
+
+    @property
+    def is_full(self):
+        """Whether the input is so short that every query sees every key."""
+        return self.num_tokens <= 2 * self.config.block_size
+
+    def sparse_tokens(self, value=None):
+        """
+        The sparse tokens: keys `n h m d`, values `n h m e` and their mask (`n h|1 m`, bool, `None` if none is masked).
+        `value` (`n h t e`) stands in the place of the tokens' values.
+        """
+        tokens = slice(self.num_global_tokens, None)
+        key, value = self.key[:, :, tokens], self.value[:, :, tokens] if value is None else value
+        if not self.config.has_sparse_tokens:
+            return key[:, :, :0], value[:, :, :0], None
+        mask = None if self.mask is None else self.mask[:, tokens]
+        first_query = self.query[:, :, tokens][:, :, :1]
+        return sparse_tokens(key, value, mask, first_query, self.projections, self.config)
+
+    def with_sparse(self, x, sparse):
+        """`x` (`n h T e`) and `sparse` (`n h m e`) in the order of [`is_visible`]: `n h t+m+G e`."""
+        global_part, tokens = x.tensor_split([self.num_global_tokens], dim=2)
+        return torch.cat([tokens, sparse, global_part], 2)
+
+    def key_mask(self, sparse_mask, num_sparse):
+        """Which keys in the order of [`is_visible`] may be seen at all, `n h|1 t+m+G`."""
+        n, _, positions, _ = self.key.shape
+        mask = self.key.new_ones(n, positions, dtype=torch.bool) if self.mask is None else self.mask
+        if sparse_mask is None:
+            sparse_mask = self.key.new_ones(n, 1, num_sparse, dtype=torch.bool)
+        mask = mask[:, None, :, None].expand(-1, sparse_mask.shape[1], -1, -1)
+        return self.with_sparse(mask, sparse_mask[..., None]).squeeze(-1)
+
+
+# LSG attention by its definition: dense and simple, the only implementation that returns attention weights.
+
+
+def eager_attention(inputs):
+    """
+    Dense scores over tokens, sparse tokens and globals. A sparse token's weight is spread over its tokens.
+
+    Args:
+        inputs ([`AttentionInputs`]).
+
+    Returns:
+        the context `n T h d` and the weights `n h T-num_padding T-num_padding`.
+    """
+    query, num_global_tokens = inputs.query, inputs.num_global_tokens
+    if inputs.is_full:
+        weights = _full_weights(query, inputs)
+    else:
+        weights = [_full_weights(query[:, :, :num_global_tokens], inputs), _token_weights(inputs)]
+        weights = torch.cat(weights, 2)
+    weights, value = apply_dropout(weights, inputs.dropout), inputs.value
+    if not inputs.num_padding:
         return (weights @ value).transpose(1, 2), weights
     # The weights handed out are those the context is made of, so that gradients reach them.
-    kept = weights.shape[-1] - num_padding
+    kept = weights.shape[-1] - inputs.num_padding
     of_padding, to_padding, weights = weights[:, :, kept:], weights[:, :, :kept, kept:], weights[:, :, :kept, :kept]
     context = weights @ value[:, :, :kept] + to_padding @ value[:, :, kept:]
     return torch.cat([context, of_padding @ value], 2).transpose(1, 2), weights
 
 
-def sdpa_attention(query, key, value, mask, select, config, scaling, dropout):
-    """Fused or blocked kernels on windows of keys; memory grows with `t`."""
-    num_global_tokens = config.num_global_tokens
-    sparse_key, sparse_value, sparse_mask = select(key[:, :, num_global_tokens:], value[:, :, num_global_tokens:])
-    if runs_blockwise(query):
-        return BlockwiseAttention.apply(
-            query, key, value, sparse_key, sparse_value, mask, sparse_mask, config, scaling, dropout
-        )
-    t, m = key.shape[2] - num_global_tokens, sparse_key.shape[2]
-    key_mask = _key_mask(mask, sparse_mask, key, m, num_global_tokens)
-    windows = partial(_windows, t=t, config=config)
-    keys = windows(_tokens_sparse_globals(key, sparse_key, num_global_tokens))  # n h*t/b W d
-    values = windows(_tokens_sparse_globals(value, sparse_value, num_global_tokens))
+def _token_weights(inputs):
+    """What the tokens' queries pay to globals and tokens, `n h t T`."""
+    key, config, t, num_global_tokens = inputs.key, inputs.config, inputs.num_tokens, inputs.num_global_tokens
+    n, h, _, _ = key.shape
+    # A sparse value is a weighted sum of values: with the identity in their place, the weights themselves come out.
+    identity = torch.eye(t, dtype=key.dtype, device=key.device).expand(n, h, t, t)
+    sparse_key, spread, sparse_mask = inputs.sparse_tokens(identity)  # n h m d, n h m t
+    m = sparse_key.shape[2]
+    index = torch.arange(t + m + num_global_tokens, device=key.device)
+    visible = is_visible(index[:t, None], index, t, m, config.block_size, config.sparse_block_size)  # t t+m+G
+    if inputs.mask is not None or sparse_mask is not None:
+        visible = visible & inputs.key_mask(sparse_mask, m)[:, :, None]
+    keys = inputs.with_sparse(key, sparse_key)
+    scores = (inputs.query[:, :, num_global_tokens:] @ keys.transpose(2, 3)) * inputs.scaling
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    to_tokens, to_sparse, to_globals = weights.split((t, m, num_global_tokens), -1)
+    return torch.cat([to_globals, to_tokens + to_sparse @ spread], -1)
+
+
+def _full_weights(query, inputs):
+    """What queries that see every key pay to them."""
+    scores = (query @ inputs.key.transpose(2, 3)) * inputs.scaling
+    if inputs.mask is not None:
+        scores = scores.masked_fill(~inputs.mask[:, None, None], -torch.inf)
+    return scores.softmax(-1)
+
+
+# Attention of the queries that see every key: the global tokens', and all of an input of up to two blocks.
+
+
+def full_attention(query, inputs):
+    """
+    Args:
+        query (`torch.Tensor` of shape `n h q d`).
+        inputs ([`AttentionInputs`]): whose keys and values they see.
+
+    Returns:
+        the context `n q h d`.
+    """
+    mask = None if inputs.mask is None else inputs.mask[:, None, None].expand(-1, -1, query.shape[2], -1)
+    context = scaled_dot_product_attention(query, inputs.key, inputs.value, mask, inputs.dropout, scale=inputs.scaling)
+    return context.transpose(1, 2)
+
+
+def with_globals(context, inputs):
+    """The tokens' context (`n t h d`) with that of the global queries before it, `n T h d`."""
+    return torch.cat([full_attention(inputs.query[:, :, : inputs.num_global_tokens], inputs), context], 1)
+
+
+# LSG attention by `scaled_dot_product_attention` on all windows at once, each block's gathered into one tensor.
+
+
+def windowed_attention(inputs):
+    """
+    Fused kernels wherever torch has them; memory grows with `t`. Can be traced, exported and compiled.
+
+    Args:
+        inputs ([`AttentionInputs`]).
+
+    Returns:
+        the context `n T h d`.
+    """
+    sparse_key, sparse_value, sparse_mask = inputs.sparse_tokens()
+    num_heads, m = inputs.key.shape[1], sparse_key.shape[2]
+    keys = _windows(inputs.with_sparse(inputs.key, sparse_key), inputs)  # n h*t/b W d
+    values = _windows(inputs.with_sparse(inputs.value, sparse_value), inputs)
     # The windows at both ends reach outside the sequence, where the padding of the mask is `False`.
-    window_mask = windows(key_mask.expand(-1, key.shape[1], -1)[..., None]).transpose(2, 3)  # n h*t/b 1 W
-    queries = query[:, :, num_global_tokens:].unflatten(2, (-1, config.block_size)).flatten(1, 2)
-    context = scaled_dot_product_attention(queries, keys, values, window_mask, dropout, scale=scaling)
-    context = context.unflatten(1, (key.shape[1], -1)).flatten(2, 3).transpose(1, 2)  # n t h d
-    return _with_globals(context, query, key, value, mask, config, scaling, dropout)
+    key_mask = inputs.key_mask(sparse_mask, m).expand(-1, num_heads, -1)
+    window_mask = _windows(key_mask[..., None], inputs).transpose(2, 3)  # n h*t/b 1 W
+    queries = inputs.query[:, :, inputs.num_global_tokens :]
+    queries = queries.unflatten(2, (-1, inputs.config.block_size)).flatten(1, 2)  # n h*t/b b d
+    context = scaled_dot_product_attention(queries, keys, values, window_mask, inputs.dropout, scale=inputs.scaling)
+    context = context.unflatten(1, (num_heads, -1)).flatten(2, 3).transpose(1, 2)  # n t h d
+    return with_globals(context, inputs)
 
 
-def flex_attention(query, key, value, mask, select, config, scaling, dropout):
-    """FlexAttention with a block mask of the LSG pattern; compiled by torch on first use, except on CPU."""
-    num_global_tokens = config.num_global_tokens
-    sparse_key, sparse_value, sparse_mask = select(key[:, :, num_global_tokens:], value[:, :, num_global_tokens:])
-    t, m = key.shape[2] - num_global_tokens, sparse_key.shape[2]
-    block_mask = _flex_block_mask(t, m, num_global_tokens, config.block_size, config.sparse_block_size, key.device)
-    if mask is not None or sparse_mask is not None:
-        key_mask = _key_mask(mask, sparse_mask, key, m, num_global_tokens)
-        block_mask = _with_key_mask(block_mask, key_mask.expand(-1, key.shape[1], -1))
-    attention = torch_flex_attention if key.device.type == "cpu" else compile_friendly_flex_attention
-    context = attention(
-        query[:, :, num_global_tokens:],
-        _tokens_sparse_globals(key, sparse_key, num_global_tokens),
-        _tokens_sparse_globals(value, sparse_value, num_global_tokens),
-        block_mask=block_mask,
-        scale=scaling,
-    )
-    return _with_globals(context.transpose(1, 2), query, key, value, mask, config, scaling, dropout)
-
-
-LSG_ATTENTION_FUNCTIONS = {"eager": eager_attention, "sdpa": sdpa_attention, "flex_attention": flex_attention}
-
-
-class BlockwiseAttention(torch.autograd.Function):
-    """
-    The LSG product one block of queries at a time, all heads together: the block's window of keys is gathered in a
-    buffer that stays in cache, and nothing of the size `t x window` is kept but a byte a weight where there is
-    dropout. The backward pass computes each block's weights again (as FlashAttention does; Dao et al., 2022, arXiv
-    2205.14135).
-
-    Sequences are handled one by one, so that blocks of padding cost nothing.
-    """
-
-    @staticmethod
-    def forward(ctx, query, key, value, sparse_key, sparse_value, mask, sparse_mask, config, scaling, dropout):
-        ctx.blocks = [_blocks(mask, sparse_mask, sequence, key, sparse_key, config) for sequence in range(len(query))]
-        ctx.scaling, ctx.dropout, ctx.draws = scaling, dropout, []
-        buffers, scale = _Buffers(query), dropout_scale(dropout)
-        # Blocks of padding are left out below, and must still be finite.
-        context = (query.new_empty if mask is None else query.new_zeros)(_by_position(query).shape)  # n T h d
-        with torch.autocast("cpu", enabled=False):
-            inputs = map(_by_position, (query, key, value, sparse_key, sparse_value))
-            for blocks, out, q, k, v, sk, sv in zip(ctx.blocks, context, *inputs):
-                for queries, pieces, key_mask in blocks:
-                    keys, values = buffers.gather("keys", pieces, k, sk), buffers.gather("values", pieces, v, sv)
-                    weights = _block_weights(buffers, q[queries].transpose(0, 1), keys, pieces, key_mask, scaling)
-                    if dropout > 0:
-                        ctx.draws.append(draw_dropout(weights.shape, dropout))
-                        weights.mul_(buffers.kept(weights.shape, ctx.draws[-1]))
-                    out[queries] = buffers.product("context", weights, values, scale).transpose(0, 1)
-        ctx.save_for_backward(query, key, value, sparse_key, sparse_value, context)
-        return context
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_context):
-        query, key, value, sparse_key, sparse_value, context = ctx.saved_tensors
-        buffers, draws, scale = _Buffers(query), iter(ctx.draws), dropout_scale(ctx.dropout)
-        # What the softmax's backward subtracts from every weight's gradient.
-        means = (grad_context * context).sum(-1, keepdim=True)  # n T h 1
-        inputs = [_by_position(x) for x in (query, key, value, sparse_key, sparse_value)]
-        grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs]
-        for blocks, grad_out, mean, q, k, v, sk, sv, gq, gk, gv, gsk, gsv in zip(
-            ctx.blocks, grad_context, means, *inputs, *grads
-        ):
-            for queries, pieces, key_mask in blocks:
-                keys, values = buffers.gather("keys", pieces, k, sk), buffers.gather("values", pieces, v, sv)
-                block_query, grad = q[queries].transpose(0, 1), grad_out[queries].transpose(0, 1)  # h b d
-                weights = _block_weights(buffers, block_query, keys, pieces, key_mask, ctx.scaling)  # h b w
-                dropped = weights
-                if ctx.dropout > 0:
-                    dropped = buffers.kept(weights.shape, next(draws)).mul_(weights)
-                grad_values = buffers.product("grad_window", dropped.transpose(1, 2), grad, scale)
-                buffers.scatter(grad_values, pieces, gv, gsv)
-                grad_scores = buffers.product("grad_weights", grad, values.transpose(1, 2), scale)
-                grad_scores.mul_(dropped).addcmul_(weights, mean[queries].transpose(0, 1), value=-1)
-                gq[queries] = buffers.product("grad_query", grad_scores, keys, ctx.scaling).transpose(0, 1)
-                grad_keys = buffers.product("grad_window", grad_scores.transpose(1, 2), block_query, ctx.scaling)
-                buffers.scatter(grad_keys, pieces, gk, gsk)
-        return *(grad.transpose(1, 2) for grad in grads), None, None, None, None, None
-
-
-class _Buffers:
-    """Scratch tensors reused from block to block: fresh ones would leave the cache, and fault in new pages."""
-
-    def __init__(self, like):
-        self.like, self.storage, self.views = like, {}, {}
-
-    def empty(self, name, shape):
-        if (name, shape) not in self.views:
-            size = torch.Size(shape).numel()
-            if name not in self.storage or self.storage[name].numel() < size:
-                self.storage[name] = self.like.new_empty(size)
-            self.views[name, shape] = self.storage[name][:size].view(shape)
-        return self.views[name, shape]
-
-    def product(self, name, x, y, scale):
-        """`scale * x @ y`, batched."""
-        out = self.empty(name, (x.shape[0], x.shape[1], y.shape[2]))
-        return torch.baddbmm(out, x, y, beta=0, alpha=scale, out=out)
-
-    def kept(self, shape, draw):
-        return kept_elements(*draw, self.empty("kept", shape))
-
-    def gather(self, name, pieces, tokens, sparse):
-        """
-        The window, `h w d`: slices of `tokens` (`T h d`) and `sparse` (`m h d`) one after the other; where they have
-        to be copied, with zeros up to a multiple of `VECTOR_SIZE`.
-        """
-        parts = [(sparse if is_sparse else tokens)[start:stop] for is_sparse, start, stop in pieces]
-        if len(parts) == 1:
-            return parts[0].transpose(0, 1)
-        width = _width(pieces)
-        out = self.empty(name, (-(-width // VECTOR_SIZE) * VECTOR_SIZE, *parts[0].shape[1:]))
-        torch.cat(parts, out=out[:width])
-        out[width:] = 0
-        return out.transpose(0, 1)
-
-    @staticmethod
-    def scatter(window, pieces, tokens, sparse):
-        """Add the window's slices to where [`gather`] took them."""
-        window = window.transpose(0, 1)[: _width(pieces)]
-        parts = window.split([stop - start for _, start, stop in pieces])
-        for part, (is_sparse, start, stop) in zip(parts, pieces):
-            (sparse if is_sparse else tokens)[start:stop] += part
-
-
-def _by_position(x):
-    """`n h T d` as `n T h d`, the order of memory, where a slice of positions is one run of bytes."""
-    return x.transpose(1, 2)
-
-
-def _block_weights(buffers, query, keys, pieces, key_mask, scaling):
-    scores = buffers.product("weights", query, keys.transpose(1, 2), scaling)  # h b w
-    width = _width(pieces)
-    scores[:, :, width:] = -torch.inf
-    if key_mask is not None:
-        # Added: filling in goes element by element, and takes longer than the product.
-        additive_mask = torch.zeros_like(key_mask, dtype=scores.dtype).masked_fill_(~key_mask, -torch.inf)
-        scores[:, :, :width] += additive_mask[:, None]
-    return torch.softmax(scores, -1, out=scores)
-
-
-def _blocks(mask, sparse_mask, sequence, key, sparse_key, config):
-    """
-    All products of one sequence as `(queries, pieces, key_mask)`: `queries` a slice of positions, `pieces` the window
-    as `(is_sparse, start, stop)` slices of the keys or the sparse keys, `key_mask` (`1|h w`, bool, `None` where
-    nothing is masked) that of the window. Blocks and keys that are nothing but padding are left out. The most weights
-    come first, so that every buffer is made once.
-    """
-    num_global_tokens, b, s = config.num_global_tokens, config.block_size, config.sparse_block_size
-    positions, m = key.shape[2], sparse_key.shape[2]
-    t = positions - num_global_tokens
-    step = m * b // t
-    first, last = _bounds(mask, sequence, num_global_tokens, t)
-    globals_piece = (False, 0, num_global_tokens)
-    everything = [globals_piece, (False, num_global_tokens + first, num_global_tokens + last)]
-    blocks = [(slice(0, num_global_tokens), everything)]
-    # Where sparse tokens are made of masked tokens too (`bos_pooling`), no block is without effect.
-    seen_through_sparse = mask is not None and sparse_mask is None and m > 0
-    for i in range(t // b) if seen_through_sparse else range(first // b, -(-last // b)):
-        near = max((i - 1) * b, first), min((i + 2) * b, last)
-        left = max((i - 1) * step - s, 0), max((i - 1) * step, 0)
-        right = min((i + 2) * step, m), min((i + 2) * step + s, m)
-        pieces = [
-            (True, *left),
-            globals_piece,
-            (False, num_global_tokens + near[0], num_global_tokens + near[1]),
-            (True, *right),
-        ]
-        blocks.append((slice(num_global_tokens + i * b, num_global_tokens + (i + 1) * b), pieces))
-    blocks = [(queries, _joined(piece for piece in pieces if piece[1] < piece[2])) for queries, pieces in blocks]
-    blocks.sort(key=_num_weights, reverse=True)
-    return [(queries, pieces, _window_mask(mask, sparse_mask, sequence, pieces)) for queries, pieces in blocks]
-
-
-def _num_weights(block):
-    queries, pieces = block
-    return (queries.stop - queries.start) * _width(pieces)
-
-
-def _width(pieces):
-    return sum(stop - start for _, start, stop in pieces)
-
-
-def _joined(pieces):
-    """`pieces` with those that follow each other in the same tensor as one."""
-    joined = []
-    for is_sparse, start, stop in pieces:
-        if joined and joined[-1][0] == is_sparse and joined[-1][2] == start:
-            start = joined.pop()[1]
-        joined.append((is_sparse, start, stop))
-    return joined
-
-
-def _bounds(mask, sequence, num_global_tokens, t):
-    """The first unmasked token and the one after the last."""
-    if mask is None:
-        return 0, t
-    kept = mask[sequence, num_global_tokens:].nonzero()
-    return (int(kept[0]), int(kept[-1]) + 1) if len(kept) else (0, 0)
-
-
-def _window_mask(mask, sparse_mask, sequence, pieces):
-    if mask is None and sparse_mask is None:
-        return None
-    heads = 1 if sparse_mask is None else sparse_mask.shape[1]
-    parts = []
-    for is_sparse, start, stop in pieces:
-        source = sparse_mask[sequence] if is_sparse and sparse_mask is not None else None
-        if not is_sparse and mask is not None:
-            source = mask[sequence, None].expand(heads, -1)
-        ones = torch.ones(heads, stop - start, dtype=torch.bool)
-        parts.append(ones if source is None else source[:, start:stop])
-    window_mask = torch.cat(parts, 1)
-    return None if window_mask.all() else window_mask
-
-
-def _flex_attention_fits(query, dropout):
-    return query.device.type in FLEX_DEVICES and dropout == 0 and query.shape[-1] >= MIN_FLEX_HEAD_DIM
-
-
-def _no_sparse_tokens(key, value, mask, first_query, projections, config):
-    return key[:, :, :0], value[:, :, :0], None
-
-
-def _tokens_sparse_globals(x, sparse, num_global_tokens):
-    return torch.cat([x[:, :, num_global_tokens:], sparse, x[:, :, :num_global_tokens]], 2)
-
-
-def _key_mask(mask, sparse_mask, key, m, num_global_tokens):
-    """Mask of `[tokens | sparse | globals]`, `n 1|h t+m+G`."""
-    n, _, positions, _ = key.shape
-    mask = key.new_ones(n, positions, dtype=torch.bool) if mask is None else mask
-    sparse_mask = key.new_ones(n, 1, m, dtype=torch.bool) if sparse_mask is None else sparse_mask
-    return _tokens_sparse_globals(
-        mask[:, None, :, None].expand(-1, sparse_mask.shape[1], -1, -1), sparse_mask[..., None], num_global_tokens
-    ).squeeze(-1)
-
-
-def _windows(x, t, config):
-    """Windows of all blocks at once, of `[tokens | sparse | globals]` (`n h t+m+G d`): `n h*t/b W d`."""
-    b, s = config.block_size, config.sparse_block_size
-    tokens, sparse, global_part = x.split((t, x.shape[2] - t - config.num_global_tokens, config.num_global_tokens), 2)
+def _windows(x, inputs):
+    """Windows of all blocks at once, of `[tokens | sparse | globals]` (`n h t+m+G e`): `n h*t/b W e`."""
+    b, s, t = inputs.config.block_size, inputs.config.sparse_block_size, inputs.num_tokens
+    tokens, sparse, global_part = x.split((t, x.shape[2] - t - inputs.num_global_tokens, inputs.num_global_tokens), 2)
     blocks = t // b
     parts = [global_part[:, :, None].expand(-1, -1, blocks, -1, -1), pad(tokens, (0, 0, b, b)).unfold(2, 3 * b, b)]
     parts[1] = parts[1].transpose(3, 4)
@@ -656,26 +577,50 @@ def _windows(x, t, config):
     return torch.cat(parts, 3).flatten(1, 2)
 
 
-def _with_globals(context, query, key, value, mask, config, scaling, dropout):
-    """The tokens' context (`n t h d`) with that of the global queries, which see everything, before it."""
-    global_query = query[:, :, : config.num_global_tokens]
-    return torch.cat([_full_attention(global_query, key, value, mask, scaling, dropout), context], 1)
+# LSG attention by `torch.nn.attention.flex_attention` over `[tokens | sparse | globals]`, without windows.
 
 
-def _full_attention(query, key, value, mask, scaling, dropout):
-    mask = None if mask is None else mask[:, None, None].expand(-1, -1, query.shape[2], -1)
-    return scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling).transpose(1, 2)
+# Where FlexAttention is compiled to a fused kernel; elsewhere it would materialize all scores.
+FLEX_DEVICES = ("cuda",)
+MIN_FLEX_HEAD_DIM = 16
 
 
-def _full_weights(query, key, mask, scaling):
-    scores = (query @ key.transpose(2, 3)) * scaling
-    if mask is not None:
-        scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
-    return scores.softmax(-1)
+def flex_attention_fits(inputs):
+    """Whether FlexAttention has a fused kernel for `inputs`: not off CUDA, with dropout, or for heads below 16."""
+    query = inputs.query
+    return query.device.type in FLEX_DEVICES and inputs.dropout == 0 and query.shape[-1] >= MIN_FLEX_HEAD_DIM
+
+
+def flex_attention(inputs):
+    """
+    One kernel with a block mask of the LSG pattern; compiled by torch on first use, except on CPU.
+
+    Args:
+        inputs ([`AttentionInputs`]).
+
+    Returns:
+        the context `n T h d`.
+    """
+    query, key, config = inputs.query, inputs.key, inputs.config
+    num_global_tokens, t = inputs.num_global_tokens, inputs.num_tokens
+    sparse_key, sparse_value, sparse_mask = inputs.sparse_tokens()
+    m = sparse_key.shape[2]
+    block_mask = _block_mask(t, m, num_global_tokens, config.block_size, config.sparse_block_size, key.device)
+    if inputs.mask is not None or sparse_mask is not None:
+        block_mask = _with_key_mask(block_mask, inputs.key_mask(sparse_mask, m).expand(-1, key.shape[1], -1))
+    attention = torch_flex_attention if key.device.type == "cpu" else compile_friendly_flex_attention
+    context = attention(
+        query[:, :, num_global_tokens:],
+        inputs.with_sparse(key, sparse_key),
+        inputs.with_sparse(inputs.value, sparse_value),
+        block_mask=block_mask,
+        scale=inputs.scaling,
+    )
+    return with_globals(context.transpose(1, 2), inputs)
 
 
 @lru_cache(maxsize=32)
-def _flex_block_mask(t, m, num_global_tokens, block_size, sparse_block_size, device):
+def _block_mask(t, m, num_global_tokens, block_size, sparse_block_size, device):
     """The pattern's block mask, the same for every layer, head and sequence."""
 
     def mask_mod(batch, head, q, k):
@@ -701,6 +646,293 @@ def _with_key_mask(block_mask, key_mask):
     )
 
 
+# LSG attention one block of queries at a time, with its backward: the block's window of keys is gathered in a buffer
+# that stays in cache. Blocks are shared out among threads, each of which works on its own.
+
+
+# Heads worked on together: their buffers stay in a core's own cache.
+NUM_HEADS = 4
+# Floats of the widest vector register: rows of scores that are not whole vectors make their product a fifth slower.
+VECTOR_SIZE = 16
+
+
+def blockwise_attention(inputs):
+    """
+    For CPU: no tensor is as large as `t x window`, and blocks of padding cost nothing.
+
+    Args:
+        inputs ([`AttentionInputs`]).
+
+    Returns:
+        the context `n T h d`.
+    """
+    sparse_key, sparse_value, sparse_mask = inputs.sparse_tokens()
+    blocks = [_blocks(inputs, sequence, sparse_key.shape[2], sparse_mask) for sequence in range(len(inputs.key))]
+    tensors = inputs.query, inputs.key, inputs.value, sparse_key, sparse_value
+    return _BlockwiseAttention.apply(*tensors, blocks, inputs.scaling, inputs.dropout)
+
+
+class _BlockwiseAttention(torch.autograd.Function):
+    """
+    The products of [`_blocks`]. The backward pass computes each block's weights again (as FlashAttention does; Dao et
+    al., 2022, arXiv 2205.14135), and draws its dropout again from the seed it had.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, sparse_key, sparse_value, blocks, scaling, dropout):
+        inputs = [_by_position(x) for x in (query, key, value, sparse_key, sparse_value)]
+        ctx.blocks, ctx.scaling, ctx.dropout, ctx.seeds = blocks, scaling, dropout, None
+        if dropout > 0:
+            ctx.seeds = _draw_seeds(blocks, query.shape[1])
+        # Blocks of padding are left out below, and must still be finite.
+        complete = all(sum(map(_num_queries, of_sequence)) == query.shape[2] for of_sequence in blocks)
+        context = (query.new_empty if complete else query.new_zeros)(inputs[0].shape)  # n T h d
+        buffers = _Buffers(query)
+
+        def attend(piece):
+            sequence, group, index = piece
+            queries, window, key_mask = blocks[sequence][index]
+            heads = _heads(group)
+            q, k, v, sk, sv, out = (x[sequence, :, heads] for x in (*inputs, context))
+            keys, values = buffers.gather("keys", window, k, sk), buffers.gather("values", window, v, sv)
+            weights = _block_weights(buffers, q[queries].transpose(0, 1), keys, window, _of(key_mask, heads), scaling)
+            if dropout > 0:
+                weights.mul_(buffers.kept(weights.shape, dropout, ctx.seeds[sequence][group][index]))
+            out[queries] = buffers.product("context", weights, values, dropout_scale(dropout)).transpose(0, 1)
+
+        groups = range(_num_groups(query.shape[1]))
+        most = max(map(len, blocks))
+        # The largest blocks of every sequence first, so that the threads end together.
+        run_in_parallel(
+            attend,
+            [(i, group, j) for j in range(most) for i in range(len(blocks)) if j < len(blocks[i]) for group in groups],
+        )
+        ctx.save_for_backward(query, key, value, sparse_key, sparse_value, context)
+        return context
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_context):
+        *inputs, context = ctx.saved_tensors
+        inputs = [_by_position(x) for x in inputs]
+        scaling, dropout, scale, buffers = ctx.scaling, ctx.dropout, dropout_scale(ctx.dropout), _Buffers(context)
+        # What the softmax's backward subtracts from every weight's gradient.
+        means = (grad_context * context).sum(-1, keepdim=True)  # n T h 1
+        grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs]
+
+        def attend(piece):  # all blocks of some heads: neighbours add to the gradients of the same keys
+            sequence, group = piece
+            heads = _heads(group)
+            q, k, v, sk, sv, gq, gk, gv, gsk, gsv, grad_out, mean = (
+                x[sequence, :, heads] for x in (*inputs, *grads, grad_context, means)
+            )
+            for index, (queries, window, key_mask) in enumerate(ctx.blocks[sequence]):
+                keys, values = buffers.gather("keys", window, k, sk), buffers.gather("values", window, v, sv)
+                query, grad = q[queries].transpose(0, 1), grad_out[queries].transpose(0, 1)  # h b d
+                weights = _block_weights(buffers, query, keys, window, _of(key_mask, heads), scaling)  # h b w
+                dropped = weights
+                if dropout > 0:
+                    dropped = buffers.kept(weights.shape, dropout, ctx.seeds[sequence][group][index]).mul_(weights)
+                grad_values = buffers.product("grad_window", dropped.transpose(1, 2), grad, scale)
+                buffers.scatter(grad_values, window, gv, gsv)
+                grad_scores = buffers.product("grad_weights", grad, values.transpose(1, 2), scale)
+                grad_scores.mul_(dropped).addcmul_(weights, mean[queries].transpose(0, 1), value=-1)
+                gq[queries] = buffers.product("grad_query", grad_scores, keys, scaling).transpose(0, 1)
+                grad_keys = buffers.product("grad_window", grad_scores.transpose(1, 2), query, scaling)
+                buffers.scatter(grad_keys, window, gk, gsk)
+
+        groups = range(_num_groups(context.shape[2]))
+        run_in_parallel(attend, [(sequence, group) for sequence in range(len(context)) for group in groups])
+        return *(grad.transpose(1, 2) for grad in grads), None, None, None
+
+
+class _Buffers(threading.local):
+    """Scratch tensors of a thread, used from block to block: fresh ones would leave the cache, and fault in pages."""
+
+    def __init__(self, like):
+        self.like, self.storage, self.views = like, {}, {}
+
+    def empty(self, name, shape):
+        if (name, shape) not in self.views:
+            size = torch.Size(shape).numel()
+            if name not in self.storage or self.storage[name].numel() < size:
+                self.storage[name] = self.like.new_empty(size)
+            self.views[name, shape] = self.storage[name][:size].view(shape)
+        return self.views[name, shape]
+
+    def product(self, name, x, y, scale):
+        """`scale * x @ y`, batched."""
+        out = self.empty(name, (x.shape[0], x.shape[1], y.shape[2]))
+        return torch.baddbmm(out, x, y, beta=0, alpha=scale, out=out)
+
+    def kept(self, shape, probability, seed):
+        """1 where a weight is kept, else 0; the same for the same seed."""
+        generator = torch.Generator().manual_seed(seed)
+        return kept_elements(*draw_dropout(shape, probability, generator), self.empty("kept", shape))
+
+    def gather(self, name, window, tokens, sparse):
+        """
+        The window, `h w d`: slices of `tokens` (`T h d`) and `sparse` (`m h d`) one after the other; where they have
+        to be copied, with zeros up to a multiple of `VECTOR_SIZE`.
+        """
+        parts = [(sparse if is_sparse else tokens)[start:stop] for is_sparse, start, stop in window]
+        if len(parts) == 1:
+            return parts[0].transpose(0, 1)
+        width = _width(window)
+        out = self.empty(name, (-(-width // VECTOR_SIZE) * VECTOR_SIZE, *parts[0].shape[1:]))
+        torch.cat(parts, out=out[:width])
+        out[width:] = 0
+        return out.transpose(0, 1)
+
+    @staticmethod
+    def scatter(grad_window, window, tokens, sparse):
+        """Add the slices of the window's gradient to where [`gather`] took them."""
+        grad_window = grad_window.transpose(0, 1)[: _width(window)]
+        parts = grad_window.split([stop - start for _, start, stop in window])
+        for part, (is_sparse, start, stop) in zip(parts, window):
+            (sparse if is_sparse else tokens)[start:stop] += part
+
+
+def _by_position(x):
+    """`n h T d` as `n T h d`, the order of memory, where a slice of positions is one run of bytes."""
+    return x.transpose(1, 2)
+
+
+def _num_groups(num_heads):
+    return -(-num_heads // NUM_HEADS)
+
+
+def _heads(group):
+    return slice(group * NUM_HEADS, (group + 1) * NUM_HEADS)
+
+
+def _of(key_mask, heads):
+    return key_mask if key_mask is None or len(key_mask) == 1 else key_mask[heads]
+
+
+def _draw_seeds(blocks, num_heads):
+    """A seed for the dropout of every block of every group of heads of every sequence."""
+    shape = len(blocks), _num_groups(num_heads), max(map(len, blocks))
+    return torch.randint(2**63 - 1, shape, dtype=torch.int64, device="cpu").tolist()
+
+
+def _block_weights(buffers, query, keys, window, key_mask, scaling):
+    scores = buffers.product("weights", query, keys.transpose(1, 2), scaling)  # h b w
+    width = _width(window)
+    scores[:, :, width:] = -torch.inf
+    if key_mask is not None:
+        # Added: filling in goes element by element, and takes longer than the product.
+        additive_mask = torch.zeros_like(key_mask, dtype=scores.dtype).masked_fill_(~key_mask, -torch.inf)
+        scores[:, :, :width] += additive_mask[:, None]
+    return torch.softmax(scores, -1, out=scores)
+
+
+def _blocks(inputs, sequence, m, sparse_mask):
+    """
+    All products of one sequence as `(queries, window, key_mask)`: `queries` a slice of positions, `window` as
+    `(is_sparse, start, stop)` slices of the keys or the `m` sparse keys, `key_mask` (`1|h w`, bool, `None` where
+    nothing is masked) that of the window. Blocks and keys that are nothing but padding are left out. The most weights
+    come first, so that every buffer is made once.
+    """
+    mask, t, num_global_tokens = inputs.mask, inputs.num_tokens, inputs.num_global_tokens
+    b, s = inputs.config.block_size, inputs.config.sparse_block_size
+    step = m * b // t
+    first, last = _bounds(mask, sequence, num_global_tokens, t)
+    globals_piece = (False, 0, num_global_tokens)
+    everything = [globals_piece, (False, num_global_tokens + first, num_global_tokens + last)]
+    blocks = [(slice(0, num_global_tokens), everything)]
+    # Where sparse tokens are made of masked tokens too (`bos_pooling`), no block is without effect.
+    seen_through_sparse = mask is not None and sparse_mask is None and m > 0
+    for i in range(t // b) if seen_through_sparse else range(first // b, -(-last // b)):
+        near = max((i - 1) * b, first), min((i + 2) * b, last)
+        left = max((i - 1) * step - s, 0), max((i - 1) * step, 0)
+        right = min((i + 2) * step, m), min((i + 2) * step + s, m)
+        window = [
+            (True, *left),
+            globals_piece,
+            (False, num_global_tokens + near[0], num_global_tokens + near[1]),
+            (True, *right),
+        ]
+        blocks.append((slice(num_global_tokens + i * b, num_global_tokens + (i + 1) * b), window))
+    blocks = [(queries, _joined(piece for piece in window if piece[1] < piece[2])) for queries, window in blocks]
+    blocks.sort(key=lambda block: _num_queries(block) * _width(block[1]), reverse=True)
+    return [(queries, window, _window_mask(mask, sparse_mask, sequence, window)) for queries, window in blocks]
+
+
+def _num_queries(block):
+    return block[0].stop - block[0].start
+
+
+def _width(window):
+    return sum(stop - start for _, start, stop in window)
+
+
+def _joined(window):
+    """`window` with slices that follow each other in the same tensor as one."""
+    joined = []
+    for is_sparse, start, stop in window:
+        if joined and joined[-1][0] == is_sparse and joined[-1][2] == start:
+            start = joined.pop()[1]
+        joined.append((is_sparse, start, stop))
+    return joined
+
+
+def _bounds(mask, sequence, num_global_tokens, t):
+    """The first unmasked token and the one after the last."""
+    if mask is None:
+        return 0, t
+    kept = mask[sequence, num_global_tokens:].nonzero()
+    return (int(kept[0]), int(kept[-1]) + 1) if len(kept) else (0, 0)
+
+
+def _window_mask(mask, sparse_mask, sequence, window):
+    if mask is None and sparse_mask is None:
+        return None
+    heads = 1 if sparse_mask is None else sparse_mask.shape[1]
+    parts = []
+    for is_sparse, start, stop in window:
+        source = sparse_mask[sequence] if is_sparse and sparse_mask is not None else None
+        if not is_sparse and mask is not None:
+            source = mask[sequence, None].expand(heads, -1)
+        ones = torch.ones(heads, stop - start, dtype=torch.bool)
+        parts.append(ones if source is None else source[:, start:stop])
+    window_mask = torch.cat(parts, 1)
+    return None if window_mask.all() else window_mask
+
+
+# The LSG product: from queries, keys, values and a mask to the context, by one of several implementations.
+
+
+IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention")
+
+
+def lsg_attention(inputs, implementation):
+    """
+    All implementations give the same numbers.
+
+    Args:
+        inputs ([`AttentionInputs`]).
+        implementation (`str`): `"eager"`; `"sdpa"`: block by block on CPU, elsewhere (and when traced or compiled)
+            `scaled_dot_product_attention` on all windows at once; `"flex_attention"`, for which `"sdpa"` stands in
+            where it has no fused kernel: off CUDA, with dropout, and for heads smaller than 16.
+
+    Returns:
+        the context `n T h d` and, from `"eager"`, the attention weights `n h T-num_padding T-num_padding` (otherwise
+        `None`). The rows of queries that are masked themselves carry no meaning.
+    """
+    in_pieces = runs_in_pieces(inputs.query)
+    if in_pieces:
+        keep_freed_memory()
+    if implementation == "eager":
+        return eager_attention(inputs)
+    if inputs.is_full:
+        return full_attention(inputs.query, inputs), None
+    if implementation == "flex_attention" and flex_attention_fits(inputs):
+        return flex_attention(inputs), None
+    attention = blockwise_attention if in_pieces else windowed_attention
+    return attention(inputs), None
+
+
 # XLM-RoBERTa with LSG (local + sparse + global) attention: the stock model with other embeddings, another
 # self-attention and another encoder loop; heads, losses and everything else are transformers' own.
 #
@@ -718,7 +950,7 @@ class LSGDropout(nn.Dropout):
         Args:
             input (`torch.Tensor`): of any shape and floating dtype.
         """
-        if not self.training or self.p == 0 or not runs_blockwise(input):
+        if not self.training or self.p == 0 or not runs_in_pieces(input):
             return super().forward(input)
         kept = torch.empty_like(input, memory_format=torch.contiguous_format)
         kept_elements(*draw_dropout(input.shape, self.p), kept)
@@ -817,18 +1049,18 @@ class LSGAttention(XLMRobertaSelfAttention):
             projection(hidden_states).view(hidden_shape).transpose(1, 2)  # n h T d
             for projection in (self.query, self.key, self.value)
         )
-        context, weights = lsg_attention(
+        inputs = AttentionInputs(
             query,
             key,
             value,
             attention_mask,
-            self.lsh_projections(hidden_states.device),
             self.config,
-            implementation,
             self.scaling,
             self.dropout.p if self.training else 0.0,
+            self.lsh_projections(hidden_states.device),
             num_padding,
         )
+        context, weights = lsg_attention(inputs, implementation)
         return context.reshape(hidden_states.shape), weights
 
     def lsh_projections(self, device):
@@ -858,7 +1090,7 @@ class LSGSelfOutput(XLMRobertaSelfOutput):
             hidden_states, input_tensor (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): the context, and
                 what the layer was given.
         """
-        return in_pieces(super().forward, hidden_states.shape[-1], hidden_states, input_tensor)
+        return in_pieces(super().forward, self.children(), hidden_states, input_tensor)
 
 
 class LSGLayer(XLMRobertaLayer):
@@ -892,7 +1124,7 @@ class LSGLayer(XLMRobertaLayer):
 
     def feed_forward_chunk(self, attention_output):
         """The feed-forward part; see [`in_pieces`]."""
-        return in_pieces(super().feed_forward_chunk, self.attention.self.config.intermediate_size, attention_output)
+        return in_pieces(super().feed_forward_chunk, (self.intermediate, self.output), attention_output)
 
 
 class LSGEncoder(XLMRobertaEncoder):
@@ -942,10 +1174,10 @@ class LSGXLMRobertaPreTrainedModel(XLMRobertaPreTrainedModel):
         """
         if requested_attention is None and torch.cuda.is_available() and not self.config.is_decoder:
             requested_attention = "flex_attention"
-        if requested_attention not in (None, *LSG_ATTENTION_FUNCTIONS):
+        if requested_attention not in (None, *IMPLEMENTATIONS):
             raise ValueError(
                 f'Specified `attn_implementation="{requested_attention}"` is not supported by LSG attention. Use one '
-                f"of {', '.join(repr(name) for name in LSG_ATTENTION_FUNCTIONS)}."
+                f"of {', '.join(repr(name) for name in IMPLEMENTATIONS)}."
             )
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 

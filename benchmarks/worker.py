@@ -90,10 +90,11 @@ class Product:
     def __init__(self, case):
         self.case, self.multiply_adds = case, None
         if case["model"] == "lsg":
-            from lsg_xlmr.attention import is_visible, lsg_attention
+            from lsg_xlmr.attention import lsg_attention
             from lsg_xlmr.configuration_lsg import LSGConfig
+            from lsg_xlmr.pattern import AttentionInputs, is_visible
 
-            self.lsg_attention, self.is_visible = lsg_attention, is_visible
+            self.lsg_attention, self.attention_inputs, self.is_visible = lsg_attention, AttentionInputs, is_visible
             self.config = LSGConfig(hidden_size=HIDDEN_SIZE, num_attention_heads=NUM_HEADS)
 
     def inputs(self, length):
@@ -119,7 +120,8 @@ class Product:
         if self.case["model"] == "stock":
             torch.nn.functional.scaled_dot_product_attention(*inputs)
         else:
-            self.lsg_attention(*inputs, None, None, self.config, "sdpa", (HIDDEN_SIZE // NUM_HEADS) ** -0.5)
+            scaling = (HIDDEN_SIZE // NUM_HEADS) ** -0.5
+            self.lsg_attention(self.attention_inputs(*inputs, None, self.config, scaling), "sdpa")
 
     def clear(self):
         """Nothing is left behind."""

@@ -29,10 +29,11 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import (
 from transformers.utils import logging
 from transformers.utils.import_utils import is_tracing
 
-from .attention import LSG_ATTENTION_FUNCTIONS, lsg_attention
+from .attention import IMPLEMENTATIONS, lsg_attention
 from .configuration_lsg import MAX_GLOBAL_TOKENS, LSGConfig, LSGXLMRobertaConfig
 from .dropout import draw_dropout, dropout_scale, kept_elements
-from .memory import in_pieces, runs_blockwise
+from .parallel import in_pieces, runs_in_pieces
+from .pattern import AttentionInputs
 from .sparsity import lsh_cluster_counts, lsh_projections
 
 
@@ -47,7 +48,7 @@ class LSGDropout(nn.Dropout):
         Args:
             input (`torch.Tensor`): of any shape and floating dtype.
         """
-        if not self.training or self.p == 0 or not runs_blockwise(input):
+        if not self.training or self.p == 0 or not runs_in_pieces(input):
             return super().forward(input)
         kept = torch.empty_like(input, memory_format=torch.contiguous_format)
         kept_elements(*draw_dropout(input.shape, self.p), kept)
@@ -146,18 +147,18 @@ class LSGAttention(XLMRobertaSelfAttention):
             projection(hidden_states).view(hidden_shape).transpose(1, 2)  # n h T d
             for projection in (self.query, self.key, self.value)
         )
-        context, weights = lsg_attention(
+        inputs = AttentionInputs(
             query,
             key,
             value,
             attention_mask,
-            self.lsh_projections(hidden_states.device),
             self.config,
-            implementation,
             self.scaling,
             self.dropout.p if self.training else 0.0,
+            self.lsh_projections(hidden_states.device),
             num_padding,
         )
+        context, weights = lsg_attention(inputs, implementation)
         return context.reshape(hidden_states.shape), weights
 
     def lsh_projections(self, device):
@@ -187,7 +188,7 @@ class LSGSelfOutput(XLMRobertaSelfOutput):
             hidden_states, input_tensor (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): the context, and
                 what the layer was given.
         """
-        return in_pieces(super().forward, hidden_states.shape[-1], hidden_states, input_tensor)
+        return in_pieces(super().forward, self.children(), hidden_states, input_tensor)
 
 
 class LSGLayer(XLMRobertaLayer):
@@ -221,7 +222,7 @@ class LSGLayer(XLMRobertaLayer):
 
     def feed_forward_chunk(self, attention_output):
         """The feed-forward part; see [`in_pieces`]."""
-        return in_pieces(super().feed_forward_chunk, self.attention.self.config.intermediate_size, attention_output)
+        return in_pieces(super().feed_forward_chunk, (self.intermediate, self.output), attention_output)
 
 
 class LSGEncoder(XLMRobertaEncoder):
@@ -271,10 +272,10 @@ class LSGXLMRobertaPreTrainedModel(XLMRobertaPreTrainedModel):
         """
         if requested_attention is None and torch.cuda.is_available() and not self.config.is_decoder:
             requested_attention = "flex_attention"
-        if requested_attention not in (None, *LSG_ATTENTION_FUNCTIONS):
+        if requested_attention not in (None, *IMPLEMENTATIONS):
             raise ValueError(
                 f'Specified `attn_implementation="{requested_attention}"` is not supported by LSG attention. Use one '
-                f"of {', '.join(repr(name) for name in LSG_ATTENTION_FUNCTIONS)}."
+                f"of {', '.join(repr(name) for name in IMPLEMENTATIONS)}."
             )
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 

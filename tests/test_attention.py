@@ -4,21 +4,21 @@ import pytest
 import torch
 from reference import dense_lsg_attention
 
-from lsg_xlmr import attention, memory
-from lsg_xlmr.attention import LSG_ATTENTION_FUNCTIONS, lsg_attention
+from lsg_xlmr import flex_attention, parallel
+from lsg_xlmr.attention import IMPLEMENTATIONS, lsg_attention
+from lsg_xlmr.pattern import AttentionInputs
 from lsg_xlmr.sparsity import lsh_cluster_counts, lsh_projections
 
 
 SPARSITY_TYPES = ("none", "norm", "pooling", "bos_pooling", "lsh", "stride", "block_stride")
-IMPLEMENTATIONS = tuple(LSG_ATTENTION_FUNCTIONS)
 HEADS, HEAD_DIM = 4, 8
 
 
 @pytest.fixture(autouse=True)
 def flex_attention_on_cpu(monkeypatch):
     """Without this "sdpa" would stand in for FlexAttention here."""
-    monkeypatch.setattr(attention, "FLEX_DEVICES", ("cpu",))
-    monkeypatch.setattr(attention, "MIN_FLEX_HEAD_DIM", 1)
+    monkeypatch.setattr(flex_attention, "FLEX_DEVICES", ("cpu",))
+    monkeypatch.setattr(flex_attention, "MIN_FLEX_HEAD_DIM", 1)
 
 
 def make_inputs(config, t, lengths=None, dtype=torch.float32):
@@ -36,9 +36,15 @@ def make_inputs(config, t, lengths=None, dtype=torch.float32):
     return inputs, mask, projections
 
 
+def attend(query, key, value, mask, projections, config, implementation, dropout=0.0):
+    """The context and the weights, if any; arguments as [`AttentionInputs`] has them."""
+    inputs = AttentionInputs(query, key, value, mask, config, query.shape[-1] ** -0.5, dropout, projections)
+    return lsg_attention(inputs, implementation)
+
+
 def compare(config, implementation, t, lengths=None, dtype=torch.float32, tolerance=1e-5):
     inputs, mask, projections = make_inputs(config, t, lengths, dtype)
-    context, weights = lsg_attention(*inputs, mask, projections, config, implementation, HEAD_DIM**-0.5)
+    context, weights = attend(*inputs, mask, projections, config, implementation)
     token_mask = torch.ones(2, t, dtype=torch.bool) if mask is None else mask[:, config.num_global_tokens :]
     expected, expected_weights = dense_lsg_attention(*inputs, token_mask, config, projections)
     rows = torch.cat([torch.ones(2, config.num_global_tokens, dtype=torch.bool), token_mask], 1)
@@ -104,7 +110,7 @@ def test_masks_with_holes(tiny_config, implementation):
     inputs, _, _ = make_inputs(config, 40)
     mask = torch.rand(2, 41) > 0.5
     mask[:, 0] = True
-    context, _ = lsg_attention(*inputs, mask, None, config, implementation, HEAD_DIM**-0.5)
+    context, _ = attend(*inputs, mask, None, config, implementation)
     expected, _ = dense_lsg_attention(*inputs, mask[:, 1:], config)
     torch.testing.assert_close(context[mask].double(), expected.transpose(1, 2)[mask], rtol=0, atol=1e-5)
 
@@ -136,15 +142,13 @@ def test_gradients_agree_with_the_reference(tiny_config, sparsity_type, lengths)
 
     expected = gradients(reference)
     for implementation in ("eager", "sdpa"):  # torch's FlexAttention has no backward pass on CPU
-        found = gradients(
-            lambda *x, i=implementation: lsg_attention(*x, mask, projections, config, i, HEAD_DIM**-0.5)[0]
-        )
+        found = gradients(lambda *x, i=implementation: attend(*x, mask, projections, config, i)[0])
         for actual, wanted in zip(found, expected):
             torch.testing.assert_close(actual, wanted, rtol=0, atol=2e-5)
 
 
 def test_windows_for_other_devices_give_the_same_numbers(tiny_config, monkeypatch):
-    monkeypatch.setattr(memory, "BLOCKWISE_DEVICES", ())
+    monkeypatch.setattr(parallel, "PIECEWISE_DEVICES", ())
     for sparsity_type in SPARSITY_TYPES:
         for lengths in (None, (48, 21)):
             compare(tiny_config(sparsity_type=sparsity_type, sparsity_factor=4), "sdpa", 48, lengths)
@@ -154,9 +158,9 @@ def test_sdpa_stands_in_for_flex_attention_where_that_has_no_kernel(tiny_config,
     config = tiny_config()
     inputs, _, _ = make_inputs(config, 48)
     inputs = [x.requires_grad_() for x in inputs]
-    monkeypatch.setattr(attention, "FLEX_DEVICES", ("cuda",))
-    expected = lsg_attention(*inputs, None, None, config, "sdpa", HEAD_DIM**-0.5)[0]
-    found = lsg_attention(*inputs, None, None, config, "flex_attention", HEAD_DIM**-0.5)[0]
+    monkeypatch.setattr(flex_attention, "FLEX_DEVICES", ("cuda",))
+    expected = attend(*inputs, None, None, config, "sdpa")[0]
+    found = attend(*inputs, None, None, config, "flex_attention")[0]
     assert torch.equal(found, expected)
     found.sum().backward()
 
@@ -166,7 +170,7 @@ def test_dropout_keeps_the_mean_and_repeats_with_the_seed(tiny_config):
     inputs, _, _ = make_inputs(config, 48)
 
     def run():
-        return lsg_attention(*inputs, None, None, config, "sdpa", HEAD_DIM**-0.5, dropout=0.3)[0]
+        return attend(*inputs, None, None, config, "sdpa", dropout=0.3)[0]
 
     torch.manual_seed(3)
     first = run()
@@ -174,14 +178,14 @@ def test_dropout_keeps_the_mean_and_repeats_with_the_seed(tiny_config):
     assert torch.equal(first, run())
     assert not torch.equal(first, run())
     mean = torch.stack([run() for _ in range(300)]).mean(0)
-    exact = lsg_attention(*inputs, None, None, config, "sdpa", HEAD_DIM**-0.5)[0]
+    exact = attend(*inputs, None, None, config, "sdpa")[0]
     torch.testing.assert_close(mean, exact, rtol=0, atol=0.15)
 
 
 def test_dropout_of_everything(tiny_config):
     inputs, _, _ = make_inputs(tiny_config(), 48)
     inputs = [x.requires_grad_() for x in inputs]
-    context = lsg_attention(*inputs, None, None, tiny_config(), "sdpa", HEAD_DIM**-0.5, dropout=1.0)[0]
+    context = attend(*inputs, None, None, tiny_config(), "sdpa", dropout=1.0)[0]
     context.sum().backward()
     assert not context.any() and not any(x.grad.any() for x in inputs)
 
@@ -194,7 +198,7 @@ def test_gradients_of_dropout(tiny_config):
 
     def function(*x):
         torch.manual_seed(5)
-        return lsg_attention(*x, mask, None, config, "sdpa", 0.7, dropout=0.4)[0]
+        return attend(*x, mask, None, config, "sdpa", dropout=0.4)[0]
 
     assert torch.autograd.gradcheck(function, inputs)
 
@@ -205,7 +209,7 @@ def test_nothing_is_changed_in_place(tiny_config):
     tensors = [*inputs, mask, *projections]
     copies = [x.clone() for x in tensors]
     for implementation in IMPLEMENTATIONS:
-        lsg_attention(*inputs, mask, projections, config, implementation, HEAD_DIM**-0.5)
+        attend(*inputs, mask, projections, config, implementation)
     assert all(torch.equal(x, copy) for x, copy in zip(tensors, copies))
 
 

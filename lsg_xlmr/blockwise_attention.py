@@ -1,0 +1,262 @@
+# Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
+"""
+LSG attention one block of queries at a time, with its backward: the block's window of keys is gathered in a buffer
+that stays in cache. Blocks are shared out among threads, each of which works on its own.
+"""
+
+import threading
+
+import torch
+
+from .dropout import draw_dropout, dropout_scale, kept_elements
+from .parallel import run_in_parallel
+
+
+# Heads worked on together: their buffers stay in a core's own cache.
+NUM_HEADS = 4
+# Floats of the widest vector register: rows of scores that are not whole vectors make their product a fifth slower.
+VECTOR_SIZE = 16
+
+
+def blockwise_attention(inputs):
+    """
+    For CPU: no tensor is as large as `t x window`, and blocks of padding cost nothing.
+
+    Args:
+        inputs ([`AttentionInputs`]).
+
+    Returns:
+        the context `n T h d`.
+    """
+    sparse_key, sparse_value, sparse_mask = inputs.sparse_tokens()
+    blocks = [_blocks(inputs, sequence, sparse_key.shape[2], sparse_mask) for sequence in range(len(inputs.key))]
+    tensors = inputs.query, inputs.key, inputs.value, sparse_key, sparse_value
+    return _BlockwiseAttention.apply(*tensors, blocks, inputs.scaling, inputs.dropout)
+
+
+class _BlockwiseAttention(torch.autograd.Function):
+    """
+    The products of [`_blocks`]. The backward pass computes each block's weights again (as FlashAttention does; Dao et
+    al., 2022, arXiv 2205.14135), and draws its dropout again from the seed it had.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, sparse_key, sparse_value, blocks, scaling, dropout):
+        inputs = [_by_position(x) for x in (query, key, value, sparse_key, sparse_value)]
+        ctx.blocks, ctx.scaling, ctx.dropout, ctx.seeds = blocks, scaling, dropout, None
+        if dropout > 0:
+            ctx.seeds = _draw_seeds(blocks, query.shape[1])
+        # Blocks of padding are left out below, and must still be finite.
+        complete = all(sum(map(_num_queries, of_sequence)) == query.shape[2] for of_sequence in blocks)
+        context = (query.new_empty if complete else query.new_zeros)(inputs[0].shape)  # n T h d
+        buffers = _Buffers(query)
+
+        def attend(piece):
+            sequence, group, index = piece
+            queries, window, key_mask = blocks[sequence][index]
+            heads = _heads(group)
+            q, k, v, sk, sv, out = (x[sequence, :, heads] for x in (*inputs, context))
+            keys, values = buffers.gather("keys", window, k, sk), buffers.gather("values", window, v, sv)
+            weights = _block_weights(buffers, q[queries].transpose(0, 1), keys, window, _of(key_mask, heads), scaling)
+            if dropout > 0:
+                weights.mul_(buffers.kept(weights.shape, dropout, ctx.seeds[sequence][group][index]))
+            out[queries] = buffers.product("context", weights, values, dropout_scale(dropout)).transpose(0, 1)
+
+        groups = range(_num_groups(query.shape[1]))
+        most = max(map(len, blocks))
+        # The largest blocks of every sequence first, so that the threads end together.
+        run_in_parallel(
+            attend,
+            [(i, group, j) for j in range(most) for i in range(len(blocks)) if j < len(blocks[i]) for group in groups],
+        )
+        ctx.save_for_backward(query, key, value, sparse_key, sparse_value, context)
+        return context
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_context):
+        *inputs, context = ctx.saved_tensors
+        inputs = [_by_position(x) for x in inputs]
+        scaling, dropout, scale, buffers = ctx.scaling, ctx.dropout, dropout_scale(ctx.dropout), _Buffers(context)
+        # What the softmax's backward subtracts from every weight's gradient.
+        means = (grad_context * context).sum(-1, keepdim=True)  # n T h 1
+        grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs]
+
+        def attend(piece):  # all blocks of some heads: neighbours add to the gradients of the same keys
+            sequence, group = piece
+            heads = _heads(group)
+            q, k, v, sk, sv, gq, gk, gv, gsk, gsv, grad_out, mean = (
+                x[sequence, :, heads] for x in (*inputs, *grads, grad_context, means)
+            )
+            for index, (queries, window, key_mask) in enumerate(ctx.blocks[sequence]):
+                keys, values = buffers.gather("keys", window, k, sk), buffers.gather("values", window, v, sv)
+                query, grad = q[queries].transpose(0, 1), grad_out[queries].transpose(0, 1)  # h b d
+                weights = _block_weights(buffers, query, keys, window, _of(key_mask, heads), scaling)  # h b w
+                dropped = weights
+                if dropout > 0:
+                    dropped = buffers.kept(weights.shape, dropout, ctx.seeds[sequence][group][index]).mul_(weights)
+                grad_values = buffers.product("grad_window", dropped.transpose(1, 2), grad, scale)
+                buffers.scatter(grad_values, window, gv, gsv)
+                grad_scores = buffers.product("grad_weights", grad, values.transpose(1, 2), scale)
+                grad_scores.mul_(dropped).addcmul_(weights, mean[queries].transpose(0, 1), value=-1)
+                gq[queries] = buffers.product("grad_query", grad_scores, keys, scaling).transpose(0, 1)
+                grad_keys = buffers.product("grad_window", grad_scores.transpose(1, 2), query, scaling)
+                buffers.scatter(grad_keys, window, gk, gsk)
+
+        groups = range(_num_groups(context.shape[2]))
+        run_in_parallel(attend, [(sequence, group) for sequence in range(len(context)) for group in groups])
+        return *(grad.transpose(1, 2) for grad in grads), None, None, None
+
+
+class _Buffers(threading.local):
+    """Scratch tensors of a thread, used from block to block: fresh ones would leave the cache, and fault in pages."""
+
+    def __init__(self, like):
+        self.like, self.storage, self.views = like, {}, {}
+
+    def empty(self, name, shape):
+        if (name, shape) not in self.views:
+            size = torch.Size(shape).numel()
+            if name not in self.storage or self.storage[name].numel() < size:
+                self.storage[name] = self.like.new_empty(size)
+            self.views[name, shape] = self.storage[name][:size].view(shape)
+        return self.views[name, shape]
+
+    def product(self, name, x, y, scale):
+        """`scale * x @ y`, batched."""
+        out = self.empty(name, (x.shape[0], x.shape[1], y.shape[2]))
+        return torch.baddbmm(out, x, y, beta=0, alpha=scale, out=out)
+
+    def kept(self, shape, probability, seed):
+        """1 where a weight is kept, else 0; the same for the same seed."""
+        generator = torch.Generator().manual_seed(seed)
+        return kept_elements(*draw_dropout(shape, probability, generator), self.empty("kept", shape))
+
+    def gather(self, name, window, tokens, sparse):
+        """
+        The window, `h w d`: slices of `tokens` (`T h d`) and `sparse` (`m h d`) one after the other; where they have
+        to be copied, with zeros up to a multiple of `VECTOR_SIZE`.
+        """
+        parts = [(sparse if is_sparse else tokens)[start:stop] for is_sparse, start, stop in window]
+        if len(parts) == 1:
+            return parts[0].transpose(0, 1)
+        width = _width(window)
+        out = self.empty(name, (-(-width // VECTOR_SIZE) * VECTOR_SIZE, *parts[0].shape[1:]))
+        torch.cat(parts, out=out[:width])
+        out[width:] = 0
+        return out.transpose(0, 1)
+
+    @staticmethod
+    def scatter(grad_window, window, tokens, sparse):
+        """Add the slices of the window's gradient to where [`gather`] took them."""
+        grad_window = grad_window.transpose(0, 1)[: _width(window)]
+        parts = grad_window.split([stop - start for _, start, stop in window])
+        for part, (is_sparse, start, stop) in zip(parts, window):
+            (sparse if is_sparse else tokens)[start:stop] += part
+
+
+def _by_position(x):
+    """`n h T d` as `n T h d`, the order of memory, where a slice of positions is one run of bytes."""
+    return x.transpose(1, 2)
+
+
+def _num_groups(num_heads):
+    return -(-num_heads // NUM_HEADS)
+
+
+def _heads(group):
+    return slice(group * NUM_HEADS, (group + 1) * NUM_HEADS)
+
+
+def _of(key_mask, heads):
+    return key_mask if key_mask is None or len(key_mask) == 1 else key_mask[heads]
+
+
+def _draw_seeds(blocks, num_heads):
+    """A seed for the dropout of every block of every group of heads of every sequence."""
+    shape = len(blocks), _num_groups(num_heads), max(map(len, blocks))
+    return torch.randint(2**63 - 1, shape, dtype=torch.int64, device="cpu").tolist()
+
+
+def _block_weights(buffers, query, keys, window, key_mask, scaling):
+    scores = buffers.product("weights", query, keys.transpose(1, 2), scaling)  # h b w
+    width = _width(window)
+    scores[:, :, width:] = -torch.inf
+    if key_mask is not None:
+        # Added: filling in goes element by element, and takes longer than the product.
+        additive_mask = torch.zeros_like(key_mask, dtype=scores.dtype).masked_fill_(~key_mask, -torch.inf)
+        scores[:, :, :width] += additive_mask[:, None]
+    return torch.softmax(scores, -1, out=scores)
+
+
+def _blocks(inputs, sequence, m, sparse_mask):
+    """
+    All products of one sequence as `(queries, window, key_mask)`: `queries` a slice of positions, `window` as
+    `(is_sparse, start, stop)` slices of the keys or the `m` sparse keys, `key_mask` (`1|h w`, bool, `None` where
+    nothing is masked) that of the window. Blocks and keys that are nothing but padding are left out. The most weights
+    come first, so that every buffer is made once.
+    """
+    mask, t, num_global_tokens = inputs.mask, inputs.num_tokens, inputs.num_global_tokens
+    b, s = inputs.config.block_size, inputs.config.sparse_block_size
+    step = m * b // t
+    first, last = _bounds(mask, sequence, num_global_tokens, t)
+    globals_piece = (False, 0, num_global_tokens)
+    everything = [globals_piece, (False, num_global_tokens + first, num_global_tokens + last)]
+    blocks = [(slice(0, num_global_tokens), everything)]
+    # Where sparse tokens are made of masked tokens too (`bos_pooling`), no block is without effect.
+    seen_through_sparse = mask is not None and sparse_mask is None and m > 0
+    for i in range(t // b) if seen_through_sparse else range(first // b, -(-last // b)):
+        near = max((i - 1) * b, first), min((i + 2) * b, last)
+        left = max((i - 1) * step - s, 0), max((i - 1) * step, 0)
+        right = min((i + 2) * step, m), min((i + 2) * step + s, m)
+        window = [
+            (True, *left),
+            globals_piece,
+            (False, num_global_tokens + near[0], num_global_tokens + near[1]),
+            (True, *right),
+        ]
+        blocks.append((slice(num_global_tokens + i * b, num_global_tokens + (i + 1) * b), window))
+    blocks = [(queries, _joined(piece for piece in window if piece[1] < piece[2])) for queries, window in blocks]
+    blocks.sort(key=lambda block: _num_queries(block) * _width(block[1]), reverse=True)
+    return [(queries, window, _window_mask(mask, sparse_mask, sequence, window)) for queries, window in blocks]
+
+
+def _num_queries(block):
+    return block[0].stop - block[0].start
+
+
+def _width(window):
+    return sum(stop - start for _, start, stop in window)
+
+
+def _joined(window):
+    """`window` with slices that follow each other in the same tensor as one."""
+    joined = []
+    for is_sparse, start, stop in window:
+        if joined and joined[-1][0] == is_sparse and joined[-1][2] == start:
+            start = joined.pop()[1]
+        joined.append((is_sparse, start, stop))
+    return joined
+
+
+def _bounds(mask, sequence, num_global_tokens, t):
+    """The first unmasked token and the one after the last."""
+    if mask is None:
+        return 0, t
+    kept = mask[sequence, num_global_tokens:].nonzero()
+    return (int(kept[0]), int(kept[-1]) + 1) if len(kept) else (0, 0)
+
+
+def _window_mask(mask, sparse_mask, sequence, window):
+    if mask is None and sparse_mask is None:
+        return None
+    heads = 1 if sparse_mask is None else sparse_mask.shape[1]
+    parts = []
+    for is_sparse, start, stop in window:
+        source = sparse_mask[sequence] if is_sparse and sparse_mask is not None else None
+        if not is_sparse and mask is not None:
+            source = mask[sequence, None].expand(heads, -1)
+        ones = torch.ones(heads, stop - start, dtype=torch.bool)
+        parts.append(ones if source is None else source[:, start:stop])
+    window_mask = torch.cat(parts, 1)
+    return None if window_mask.all() else window_mask
