@@ -154,7 +154,10 @@ def test_loads_where_the_package_is_not(tmp_path):
     with torch.no_grad():
         expected = model(**inputs).logits
     answers = torch.load(tmp_path / "answers.pt")
-    assert len(answers) == 2 and all(torch.equal(answer, expected) for answer in answers)
+    torch.testing.assert_close(answers, [expected] * 2, rtol=0, atol=1e-5)
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("out", "again")]
+    state_dict = model.state_dict()
+    torch.testing.assert_close(weights, [{name: state_dict[name] for name in weights[0]}] * 2, rtol=0, atol=0)
     assert sorted(set(FILES) - {path.name for path in (tmp_path / "again").iterdir()}) == [
         "README.md",
         "sentencepiece.bpe.model",
@@ -280,8 +283,10 @@ def test_dtype_and_seed(run):
     assert {weight.dtype for weight in load_file("half/model.safetensors").values()} == {torch.bfloat16}
     for name, seed in (("one", 1), ("again", 1), ("two", 2)):
         assert run("--random_global_init", model_name=name, seed=seed)[0] == 0
-    one, again, two = (Path(name, "model.safetensors").read_bytes() for name in ("one", "again", "two"))
-    assert one == again != two
+    one, again, two = (load_file(f"{name}/model.safetensors") for name in ("one", "again", "two"))
+    torch.testing.assert_close(one, again, rtol=0, atol=1e-5)  # matrix products follow the draw
+    global_tokens = "roberta.embeddings.global_embeddings.weight"
+    assert (one[global_tokens] - two[global_tokens]).abs().max() > 0.01
 
 
 def test_sentence_transformers_folder(run, source):

@@ -44,6 +44,12 @@ def logits(model):
         return model(torch.arange(5, 95).repeat(1, 3)).logits
 
 
+def assert_same_model(found, expected):
+    """Weights bit for bit; logits within a tolerance, as how a CPU sums may depend on where in memory weights lie."""
+    torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(logits(found), logits(expected), rtol=0, atol=1e-5)
+
+
 def convert(folder, length=600, **kwargs):
     return LSGConverter(length).convert_from_pretrained(folder, **{**BLOCKS, **kwargs})[0]
 
@@ -105,9 +111,9 @@ def test_seed_decides_all_that_is_drawn_and_leaves_the_callers_generator_alone()
     state = torch.random.get_rng_state()
     first, again, other = tables(1), tables(1), tables(2)
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert all(torch.equal(a, b) for a, b in zip(first, again))
+    torch.testing.assert_close(first, again, rtol=0, atol=1e-5)  # matrix products follow the draw
     assert torch.equal(first[0][0], other[0][0])  # <s> and position 0
-    assert not any(torch.equal(a, b) for a, b in zip(first, other))
+    assert all((a - b).abs().max() > 0.01 for a, b in zip(first, other))
 
 
 @pytest.mark.parametrize("rows", [5, 2000])
@@ -155,7 +161,7 @@ def test_lsg_checkpoint_is_resized_to_any_length(converted):
         assert logits(model).shape == (1, 270, 101) if length == 1000 else True
     model, _ = LSGConverter(keep_first_global_token=True).convert_from_pretrained(converted, sparsity_type="lsh")
     after = model.roberta.embeddings.global_embeddings.weight
-    assert torch.equal(after[0], before[0]) and not torch.isclose(after[1:], before[1:]).any()
+    assert torch.equal(after[0], before[0]) and (after[1:] - before[1:]).abs().amax(1).min() > 0.5
     assert model.config.sparsity_type == "lsh"
 
 
@@ -184,7 +190,7 @@ WAYS_TO_STORE = {
 
 @pytest.mark.parametrize("store", WAYS_TO_STORE)
 def test_weights_as_they_are_found(source, store, caplog):
-    expected = logits(convert(SOURCE))
+    expected = convert(SOURCE)
     weights = load_file(source / "model.safetensors")
     (source / "model.safetensors").unlink()
     word_embeddings = weights["roberta.embeddings.word_embeddings.weight"]
@@ -193,7 +199,7 @@ def test_weights_as_they_are_found(source, store, caplog):
     weights["lm_head.decoder.bias"] = weights["lm_head.bias"].clone()
     WAYS_TO_STORE[store](source, weights)
     model = convert(source)
-    assert torch.equal(logits(model), expected)
+    assert_same_model(model, expected)
     assert model.lm_head.decoder.weight is model.roberta.embeddings.word_embeddings.weight
     assert not caplog.records
     model.save_pretrained(source / "saved")
@@ -204,7 +210,7 @@ def test_pooler(source, caplog):
     weights = load_file(source / "model.safetensors")
     pooler = {"roberta.pooler.dense.weight": torch.randn(16, 16), "roberta.pooler.dense.bias": torch.randn(16)}
     save_file({**weights, **pooler}, source / "model.safetensors", {"format": "pt"})
-    assert torch.equal(logits(convert(source)), logits(convert(SOURCE)))
+    assert_same_model(convert(source), convert(SOURCE))
     base = convert(source, architecture="XLMRobertaModel")
     assert torch.equal(base.pooler.dense.weight, pooler["roberta.pooler.dense.weight"])
     assert not any("newly initialized" in record.getMessage() for record in caplog.records)
@@ -236,7 +242,7 @@ def test_old_and_published_configs(source):
     weights["roberta.embeddings.global_embeddings.weight"] = expected.roberta.embeddings.global_embeddings.weight.data
     save_file(weights, source / "model.safetensors", {"format": "pt"})
     model, _ = LSGConverter(600, resize_lsg=True).convert_from_pretrained(source)
-    assert torch.equal(logits(model), logits(expected))
+    assert_same_model(model, expected)
 
 
 def test_weights_keep_their_type_whatever_the_config_says(source):

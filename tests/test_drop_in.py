@@ -68,7 +68,9 @@ def test_a_saved_model_loads_without_the_package(tiny_config, token_ids, tmp_pat
     with torch.no_grad():
         expected = model(**inputs).logits
     for path in (folder, again):
-        assert torch.equal(load_file(path / "logits.safetensors")["logits"], expected)
+        torch.testing.assert_close(load_file(path / "logits.safetensors")["logits"], expected, rtol=0, atol=1e-5)
+        weights = load_file(path / "model.safetensors")
+        torch.testing.assert_close(weights, {name: model.state_dict()[name] for name in weights}, rtol=0, atol=0)
         assert {file.name for file in path.glob("*.py")} == set(CODE)
         for name in CODE:
             assert (path / name).read_text() == drop_in_files()[name]
@@ -104,9 +106,10 @@ def test_trainer_checkpoints_carry_the_code(tiny_config, tmp_path):
     trainer.train()
     checkpoint = tmp_path / "run" / "checkpoint-2"
     loaded = AutoModelForSequenceClassification.from_pretrained(checkpoint, trust_remote_code=True).eval()
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
     with torch.no_grad():
         inputs = {"input_ids": torch.randint(5, 99, (1, 50))}
-        assert torch.equal(loaded(**inputs).logits, model.eval()(**inputs).logits)
+        torch.testing.assert_close(loaded(**inputs).logits, model.eval()(**inputs).logits, rtol=0, atol=1e-5)
 
 
 def test_the_repository_folder_builds_the_default_model():

@@ -51,11 +51,6 @@ def tensors(outputs):
     return [x for x in outputs.to_tuple() if isinstance(x, torch.Tensor)]
 
 
-def assert_same(first, second, **tolerance):
-    for a, b in zip(tensors(first), tensors(second), strict=True):
-        torch.testing.assert_close(a, b, **(tolerance or {"rtol": 0, "atol": 0}))
-
-
 @LENGTHS
 @every_class
 def test_saved_and_loaded(tiny_config, model_class, length, tmp_path):
@@ -65,8 +60,11 @@ def test_saved_and_loaded(tiny_config, model_class, length, tmp_path):
         model.save_pretrained(tmp_path / "saved", **options)
         loaded, info = model_class.from_pretrained(tmp_path / "saved", output_loading_info=True)
         assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
         with torch.no_grad():
-            assert_same(model(**inputs), loaded.eval()(**inputs))
+            found, expected = tensors(loaded.eval()(**inputs)), tensors(model(**inputs))
+        # Not bit for bit: how a CPU sums may depend on where in memory the weights lie.
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @every_head
@@ -121,11 +119,10 @@ def test_the_same_twice_and_as_a_tuple(tiny_config, model_class, length):
     model = model_class(tiny_config()).eval()
     inputs = make_inputs(model_class, length, padded=True)
     first, second = model(**inputs), model(**inputs)
-    assert_same(first, second)
     as_tuple = model(**inputs, return_dict=False)
     assert isinstance(as_tuple, tuple)
-    for a, b in zip(as_tuple, first.to_tuple(), strict=True):
-        assert torch.equal(a, b)
+    for a, b, c in zip(first.to_tuple(), second.to_tuple(), as_tuple, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
 
 
 @LENGTHS
@@ -236,14 +233,16 @@ def test_input_forms(tiny_config, token_ids, length):
     model = LSGXLMRobertaModel(tiny_config(type_vocab_size=2)).eval()
     ids = token_ids(2, length)
     expected = model(ids).last_hidden_state
-    embeds = model.get_input_embeddings()(ids)
-    assert torch.equal(model(inputs_embeds=embeds).last_hidden_state, expected)
-    positions = torch.arange(2, length + 2).expand(2, -1)
-    assert torch.equal(model(ids, position_ids=positions).last_hidden_state, expected)
-    assert torch.equal(model(ids, token_type_ids=torch.zeros_like(ids)).last_hidden_state, expected)
-    assert not torch.equal(model(ids, token_type_ids=torch.ones_like(ids)).last_hidden_state, expected)
-    assert torch.equal(model(ids, attention_mask=torch.ones(2, length)).last_hidden_state, expected)
-    assert torch.equal(model(ids, attention_mask=torch.ones(2, length).bool()).last_hidden_state, expected)
+    for inputs in (
+        {"inputs_embeds": model.get_input_embeddings()(ids)},
+        {"input_ids": ids, "position_ids": torch.arange(2, length + 2).expand(2, -1)},
+        {"input_ids": ids, "token_type_ids": torch.zeros_like(ids)},
+        {"input_ids": ids, "attention_mask": torch.ones(2, length)},
+        {"input_ids": ids, "attention_mask": torch.ones(2, length).bool()},
+    ):
+        torch.testing.assert_close(model(**inputs).last_hidden_state, expected, rtol=0, atol=1e-5)
+    other = model(ids, token_type_ids=torch.ones_like(ids)).last_hidden_state
+    assert (other - expected).abs().max() > 0.01
     with pytest.raises(ValueError, match="input_ids"):
         model()
 
@@ -283,7 +282,10 @@ def test_a_masked_first_token_is_no_key(tiny_config, token_ids, length):
     ids = token_ids(1, length)
     other = torch.cat([ids[:, :1] % 90 + 7, ids[:, 1:]], 1)
     assert not torch.equal(ids, other)
-    assert torch.equal(model(ids).last_hidden_state, model(other).last_hidden_state)
+    expected = model(ids).last_hidden_state
+    torch.testing.assert_close(model(other).last_hidden_state, expected, rtol=0, atol=1e-5)
+    model.config.mask_first_token = False
+    assert (model(other).last_hidden_state - model(ids).last_hidden_state).abs().max() > 0.01
 
 
 def test_pooling_with_the_global_token(tiny_config, token_ids):
@@ -293,7 +295,8 @@ def test_pooling_with_the_global_token(tiny_config, token_ids):
     pooled = model(ids).last_hidden_state
     config.pool_with_global = False
     plain = model(ids).last_hidden_state
-    assert torch.equal(pooled[:, 1:], plain[:, 1:]) and not torch.equal(pooled[:, 0], plain[:, 0])
+    assert torch.equal(pooled[:, 1:], plain[:, 1:])
+    assert (pooled[:, 0] - plain[:, 0]).abs().max() > 0.01
 
 
 def test_implementations_agree_and_can_be_changed(tiny_config, token_ids, tmp_path):
@@ -375,9 +378,10 @@ def test_lsh_answers_the_same_every_time(tiny_config, token_ids, tmp_path):
     torch.manual_seed(77)
     assert torch.equal(model(ids).last_hidden_state, expected)
     model.save_pretrained(tmp_path)
-    assert torch.equal(LSGXLMRobertaModel.from_pretrained(tmp_path)(ids).last_hidden_state, expected)
+    loaded = LSGXLMRobertaModel.from_pretrained(tmp_path)(ids).last_hidden_state
+    torch.testing.assert_close(loaded, expected, rtol=0, atol=1e-5)
     other = LSGXLMRobertaModel.from_pretrained(tmp_path, lsh_seed=5)(ids).last_hidden_state
-    assert not torch.equal(other, expected)
+    assert (other - expected).abs().max() > 0.01
 
 
 def test_the_attention_module_and_names(tiny_config):
@@ -396,11 +400,13 @@ def test_as_a_decoder_it_is_the_stock_one(tiny_config, token_ids):
     stock.load_state_dict(model.state_dict(), strict=False)
     ids = token_ids(2, LONG)
     with torch.no_grad():
-        assert torch.equal(model(ids).logits, stock(ids).logits)
+        torch.testing.assert_close(model(ids).logits, stock(ids).logits, rtol=0, atol=1e-5)
     options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 1}
-    generated = model.generate(ids, **options)
-    assert torch.equal(generated, stock.generate(ids, **options))
-    assert torch.equal(generated, model.generate(ids, use_cache=False, **options))
+    options |= {"output_logits": True, "return_dict_in_generate": True}
+    expected = stock.generate(ids, **options)
+    for found in (model.generate(ids, **options), model.generate(ids, use_cache=False, **options)):
+        torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-5)
+        assert torch.equal(found.sequences, expected.sequences)
 
 
 def test_an_old_config_switches_gradient_checkpointing_on(tiny_config):
@@ -417,7 +423,8 @@ def test_weights_can_be_offloaded(tiny_config, token_ids, length):
     ids = token_ids(1, length)
     with torch.no_grad():
         expected = model(ids).last_hidden_state
-        assert torch.equal(cpu_offload(model, torch.device("cpu"))(ids).last_hidden_state, expected)
+        found = cpu_offload(model, torch.device("cpu"))(ids).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @LENGTHS
