@@ -6,9 +6,9 @@ import os
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import lru_cache
-from threading import Barrier
 
 import torch
 from torch import nn
@@ -57,15 +57,16 @@ def keep_freed_memory():
 
 # Work on CPU in pieces, several at a time, each on one thread.
 #
-# Torch's own way is the other one: every operation is cut into as many parts as there are threads and waits for the
-# slowest. Beside another program that part is late at every operation; a whole piece is late once, and meanwhile the
-# other threads take more pieces.
+# Torch's own way is the other one: every operation is cut into as many parts as there are threads, and waits for the
+# slowest. Beside another program one part is late at every operation; a whole piece is late once, and meanwhile the
+# other threads take more pieces. The two do not mix: after an operation in parts torch's threads go on spinning for
+# some milliseconds, and take the cores from ours. So a whole encoder runs on threads of ours.
 
 
 # Where a loop over pieces is no slower than one big operation, and spares its memory.
 PIECEWISE_DEVICES = ("cpu",)
-# What a piece has at least, and about, for matrix products to be as quick as those of the whole.
-MIN_POSITIONS, POSITIONS = 64, 256
+# In a piece on one thread, and in one whose operations all threads share.
+POSITIONS, POSITIONS_SHARED = 256, 1024
 
 
 def runs_in_pieces(x):
@@ -73,82 +74,126 @@ def runs_in_pieces(x):
     return x.device.type in PIECEWISE_DEVICES and not is_tracing(x)
 
 
+def has_own_threads(x):
+    """
+    Whether work on `x` (`torch.Tensor`) may leave the caller's thread: not where gradients or autocast, a transform of
+    `torch.func` or a dispatch mode hold for that thread, nor where it has only one to work on.
+    """
+    return (
+        runs_in_pieces(x)
+        and torch.get_num_threads() > 1
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def run_on_own_threads(function, *args, **kwargs):
+    """
+    `function(*args, **kwargs)` without gradients, on a thread of ours whose torch operations are not cut into parts.
+    [`run_in_parallel`] within it has as many threads as torch would use here.
+    """
+    pool = _thread_pool(torch.get_num_threads())
+    context = copy_context()
+    return pool.submit(
+        context.run, _without_gradients, torch.is_inference_mode_enabled(), function, args, kwargs
+    ).result()
+
+
 def run_in_parallel(function, pieces):
     """
-    Call `function(piece)` for every one of `pieces` (a list), on as many threads as torch would use here. `function`
-    runs without gradients and autocast, and no two of its calls may write to the same memory. Where there are fewer
-    pieces than threads, or the caller's thread is in a mode that others would not see, one piece follows the other.
+    Call `function(piece)` for every one of `pieces` (a list). No two calls may write to the same memory: within
+    [`run_on_own_threads`] several run at a time, elsewhere one after the other.
     """
-    num_threads = torch.get_num_threads()
-    if num_threads == 1 or len(pieces) < num_threads or _has_modes():
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            for piece in pieces:
-                function(piece)
+    pool = getattr(_own, "pool", None)
+    if pool is None:
+        for piece in pieces:
+            function(piece)
         return
-    inference_mode, queue = torch.is_inference_mode_enabled(), deque(pieces)
+    queue = deque(pieces)
 
     def work():
-        with torch.inference_mode(inference_mode), torch.no_grad():
-            while queue:
-                try:
-                    piece = queue.popleft()
-                except IndexError:  # another thread was quicker
-                    return
-                function(piece)
+        while queue:
+            try:
+                piece = queue.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            function(piece)
 
-    threads = _threads(num_threads)
-    for future in [threads.submit(work) for _ in range(num_threads)]:
-        future.result()
+    mode = torch.is_inference_mode_enabled()
+    num_helpers = min(num_parallel(), len(pieces)) - 1
+    helpers = [pool.submit(_without_gradients, mode, work, (), {}) for _ in range(num_helpers)]
+    try:
+        work()
+    finally:
+        queue.clear()
+        for helper in helpers:
+            # One that has not begun is not waited for: all threads may be at other callers' work.
+            if not helper.cancel():
+                helper.result()
 
 
-def in_pieces(function, modules, *states):
+def num_parallel():
+    """How many pieces [`run_in_parallel`] works on at a time here."""
+    return getattr(_own, "num_threads", 1)
+
+
+def in_pieces(function, modules, *states, num_results=1):
     """
-    `function` of `states` (each `(batch_size, length, hidden_size)`), which treats every position by itself. On CPU
-    and without gradients, some positions at a time, unless one of the `modules` that it calls has hooks, which are to
-    see the whole, or is being trained, where random numbers are drawn in turn.
+    `function` of `states` (each `(batch_size, length, hidden_size)`), which treats every position by itself and gives
+    a tuple of `num_results` more such tensors. On CPU and without gradients, some positions at a time, unless one of
+    the `modules` that it calls has hooks, which are to see the whole, or is in train mode, where random numbers are
+    drawn in turn, or autocast chooses the results' dtype.
     """
-    num_positions, num_threads = states[0].shape[:2].numel(), torch.get_num_threads()
+    num_positions, num_threads = states[0].shape[:2].numel(), num_parallel()
+    size = POSITIONS_SHARED if num_threads == 1 else POSITIONS
+    num_pieces = max(1, round(num_positions / (size * num_threads))) * num_threads
     if (
-        torch.is_grad_enabled()
+        num_pieces == 1
         or not runs_in_pieces(states[0])
+        or torch.is_grad_enabled()
         or torch.is_autocast_enabled("cpu")
-        or num_positions < MIN_POSITIONS * num_threads
         or any(map(_is_watched, modules))
     ):
         return function(*states)
-    num_pieces = -(-num_positions // (POSITIONS * num_threads)) * num_threads
-    out = torch.empty_like(states[0], memory_format=torch.contiguous_format)
+    results = [torch.empty_like(states[0], memory_format=torch.contiguous_format) for _ in range(num_results)]
 
     def run(piece):
-        *inputs, result = piece
-        result.copy_(function(*inputs))
+        for result, value in zip(piece[len(states) :], function(*piece[: len(states)])):
+            result.copy_(value)
 
-    run_in_parallel(run, list(zip(*(x.flatten(0, 1).tensor_split(num_pieces) for x in (*states, out)))))
-    return out
+    run_in_parallel(run, list(zip(*(x.flatten(0, 1).tensor_split(num_pieces) for x in (*states, *results)))))
+    return results
+
+
+_own = threading.local()  # set in threads of ours: their pool and its size
 
 
 @lru_cache
-def _threads(num_threads):
-    """A pool of `num_threads` threads on which torch's operations are not cut into parts."""
+def _thread_pool(num_threads):
+    """`num_threads` threads on which torch's operations are not cut into parts."""
+    all_started = threading.Barrier(num_threads)
 
     def start():
         torch.get_num_threads()  # the first call in a thread sets the number to the default
         torch.set_num_threads(1)
+        _own.pool, _own.num_threads = pool, num_threads
 
     pool = ThreadPoolExecutor(num_threads, "lsg", start)
-    all_started = Barrier(num_threads)
     list(pool.map(lambda _: all_started.wait(), range(num_threads)))
-    torch.set_num_threads(num_threads)  # `start` has set the default of threads to come, too
+    torch.set_num_threads(num_threads)  # `start` has changed the default of threads to come, too
     return pool
 
 
 if hasattr(os, "register_at_fork"):  # where processes fork: the child has none of its parent's threads
-    os.register_at_fork(after_in_child=_threads.cache_clear)
+    os.register_at_fork(after_in_child=_thread_pool.cache_clear)
 
 
-def _has_modes():
-    """Whether there is a transform of `torch.func` or a dispatch mode, which hold for the caller's thread alone."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack() > 0
+def _without_gradients(inference_mode, function, args, kwargs):
+    """Both modes are a thread's own, and ours begin with gradients."""
+    with torch.inference_mode(inference_mode), torch.no_grad():
+        return function(*args, **kwargs)
 
 
 def _is_watched(module):
@@ -166,9 +211,9 @@ def dropout_scale(probability):
     return 1 / (1 - probability) if probability < 1 else 0.0
 
 
-def draw_dropout(shape, probability, generator=None):
+def draw_dropout(shape, probability):
     """
-    What to drop.
+    What to drop, by torch's default CPU generator.
 
     A byte alone allows multiples of 1/256: so each row (of the last dimension) draws its threshold from the two next
     to `256 * probability`, with that as their mean, and every element is dropped with exactly `probability`.
@@ -176,16 +221,15 @@ def draw_dropout(shape, probability, generator=None):
     Args:
         shape (`torch.Size`): of what is dropped from.
         probability (`float`): of dropping.
-        generator (`torch.Generator`): of the CPU; torch's default one if it is `None`.
 
     Returns:
         random bytes of `shape` (`torch.uint8`) and thresholds of shape `(*shape[:-1], 1)` (`torch.float32`), for
         [`kept_elements`].
     """
     size = shape.numel()
-    random = torch.empty(-(-size // 8), dtype=torch.int64, device="cpu").random_(-(2**63), None, generator=generator)
-    thresholds = torch.rand(*shape[:-1], 1, dtype=torch.float32, device="cpu", generator=generator)
-    return random.view(torch.uint8)[:size].view(shape), thresholds.add_(256 * probability).floor_()
+    random = torch.empty(-(-size // 8), dtype=torch.int64, device="cpu").random_(-(2**63), None)
+    thresholds = torch.rand(*shape[:-1], 1, dtype=torch.float32, device="cpu").add_(256 * probability).floor_()
+    return random.view(torch.uint8)[:size].view(shape), thresholds
 
 
 def kept_elements(random, thresholds, out):
@@ -650,8 +694,8 @@ def _with_key_mask(block_mask, key_mask):
 # that stays in cache. Blocks are shared out among threads, each of which works on its own.
 
 
-# Heads worked on together: their buffers stay in a core's own cache.
-NUM_HEADS = 4
+# Pieces of work a thread has at least, so that threads end together.
+PIECES_A_THREAD = 4
 # Floats of the widest vector register: rows of scores that are not whole vectors make their product a fifth slower.
 VECTOR_SIZE = 16
 
@@ -674,39 +718,30 @@ def blockwise_attention(inputs):
 
 class _BlockwiseAttention(torch.autograd.Function):
     """
-    The products of [`_blocks`]. The backward pass computes each block's weights again (as FlashAttention does; Dao et
-    al., 2022, arXiv 2205.14135), and draws its dropout again from the seed it had.
+    The products of [`_blocks`]. Nothing of the size `t x window` is kept but a byte a weight where there is dropout:
+    the backward pass computes each block's weights again (as FlashAttention does; Dao et al., 2022, arXiv 2205.14135).
     """
 
     @staticmethod
     def forward(ctx, query, key, value, sparse_key, sparse_value, blocks, scaling, dropout):
         inputs = [_by_position(x) for x in (query, key, value, sparse_key, sparse_value)]
-        ctx.blocks, ctx.scaling, ctx.dropout, ctx.seeds = blocks, scaling, dropout, None
-        if dropout > 0:
-            ctx.seeds = _draw_seeds(blocks, query.shape[1])
+        ctx.blocks, ctx.scaling, ctx.dropout, ctx.draws = blocks, scaling, dropout, []
         # Blocks of padding are left out below, and must still be finite.
         complete = all(sum(map(_num_queries, of_sequence)) == query.shape[2] for of_sequence in blocks)
         context = (query.new_empty if complete else query.new_zeros)(inputs[0].shape)  # n T h d
         buffers = _Buffers(query)
 
         def attend(piece):
-            sequence, group, index = piece
-            queries, window, key_mask = blocks[sequence][index]
-            heads = _heads(group)
-            q, k, v, sk, sv, out = (x[sequence, :, heads] for x in (*inputs, context))
+            queries, window, key_mask, (q, k, v, sk, sv, out) = piece
             keys, values = buffers.gather("keys", window, k, sk), buffers.gather("values", window, v, sv)
-            weights = _block_weights(buffers, q[queries].transpose(0, 1), keys, window, _of(key_mask, heads), scaling)
+            weights = _block_weights(buffers, q[queries].transpose(0, 1), keys, window, key_mask, scaling)
             if dropout > 0:
-                weights.mul_(buffers.kept(weights.shape, dropout, ctx.seeds[sequence][group][index]))
+                ctx.draws.append(draw_dropout(weights.shape, dropout))
+                weights.mul_(buffers.kept(weights.shape, ctx.draws[-1]))
             out[queries] = buffers.product("context", weights, values, dropout_scale(dropout)).transpose(0, 1)
 
-        groups = range(_num_groups(query.shape[1]))
-        most = max(map(len, blocks))
-        # The largest blocks of every sequence first, so that the threads end together.
-        run_in_parallel(
-            attend,
-            [(i, group, j) for j in range(most) for i in range(len(blocks)) if j < len(blocks[i]) for group in groups],
-        )
+        with torch.autocast("cpu", enabled=False):
+            run_in_parallel(attend, _pieces(blocks, *inputs, context))
         ctx.save_for_backward(query, key, value, sparse_key, sparse_value, context)
         return context
 
@@ -715,34 +750,27 @@ class _BlockwiseAttention(torch.autograd.Function):
     def backward(ctx, grad_context):
         *inputs, context = ctx.saved_tensors
         inputs = [_by_position(x) for x in inputs]
-        scaling, dropout, scale, buffers = ctx.scaling, ctx.dropout, dropout_scale(ctx.dropout), _Buffers(context)
+        buffers, draws, scale = _Buffers(context), iter(ctx.draws), dropout_scale(ctx.dropout)
         # What the softmax's backward subtracts from every weight's gradient.
         means = (grad_context * context).sum(-1, keepdim=True)  # n T h 1
         grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs]
-
-        def attend(piece):  # all blocks of some heads: neighbours add to the gradients of the same keys
-            sequence, group = piece
-            heads = _heads(group)
-            q, k, v, sk, sv, gq, gk, gv, gsk, gsv, grad_out, mean = (
-                x[sequence, :, heads] for x in (*inputs, *grads, grad_context, means)
-            )
-            for index, (queries, window, key_mask) in enumerate(ctx.blocks[sequence]):
+        for blocks, grad_out, mean, q, k, v, sk, sv, gq, gk, gv, gsk, gsv in zip(
+            ctx.blocks, grad_context, means, *inputs, *grads
+        ):
+            for queries, window, key_mask in blocks:
                 keys, values = buffers.gather("keys", window, k, sk), buffers.gather("values", window, v, sv)
-                query, grad = q[queries].transpose(0, 1), grad_out[queries].transpose(0, 1)  # h b d
-                weights = _block_weights(buffers, query, keys, window, _of(key_mask, heads), scaling)  # h b w
+                block_query, grad = q[queries].transpose(0, 1), grad_out[queries].transpose(0, 1)  # h b d
+                weights = _block_weights(buffers, block_query, keys, window, key_mask, ctx.scaling)  # h b w
                 dropped = weights
-                if dropout > 0:
-                    dropped = buffers.kept(weights.shape, dropout, ctx.seeds[sequence][group][index]).mul_(weights)
+                if ctx.dropout > 0:
+                    dropped = buffers.kept(weights.shape, next(draws)).mul_(weights)
                 grad_values = buffers.product("grad_window", dropped.transpose(1, 2), grad, scale)
                 buffers.scatter(grad_values, window, gv, gsv)
                 grad_scores = buffers.product("grad_weights", grad, values.transpose(1, 2), scale)
                 grad_scores.mul_(dropped).addcmul_(weights, mean[queries].transpose(0, 1), value=-1)
-                gq[queries] = buffers.product("grad_query", grad_scores, keys, scaling).transpose(0, 1)
-                grad_keys = buffers.product("grad_window", grad_scores.transpose(1, 2), query, scaling)
+                gq[queries] = buffers.product("grad_query", grad_scores, keys, ctx.scaling).transpose(0, 1)
+                grad_keys = buffers.product("grad_window", grad_scores.transpose(1, 2), block_query, ctx.scaling)
                 buffers.scatter(grad_keys, window, gk, gsk)
-
-        groups = range(_num_groups(context.shape[2]))
-        run_in_parallel(attend, [(sequence, group) for sequence in range(len(context)) for group in groups])
         return *(grad.transpose(1, 2) for grad in grads), None, None, None
 
 
@@ -765,10 +793,8 @@ class _Buffers(threading.local):
         out = self.empty(name, (x.shape[0], x.shape[1], y.shape[2]))
         return torch.baddbmm(out, x, y, beta=0, alpha=scale, out=out)
 
-    def kept(self, shape, probability, seed):
-        """1 where a weight is kept, else 0; the same for the same seed."""
-        generator = torch.Generator().manual_seed(seed)
-        return kept_elements(*draw_dropout(shape, probability, generator), self.empty("kept", shape))
+    def kept(self, shape, draw):
+        return kept_elements(*draw, self.empty("kept", shape))
 
     def gather(self, name, window, tokens, sparse):
         """
@@ -798,22 +824,28 @@ def _by_position(x):
     return x.transpose(1, 2)
 
 
-def _num_groups(num_heads):
-    return -(-num_heads // NUM_HEADS)
+def _pieces(blocks, *tensors):
+    """
+    The work of the blocks of every sequence, largest first: a list of `(queries, window, key_mask, tensors)`, with the
+    sequence's part of `tensors` (each `n T|m h d`). All heads at once, unless that is too little for the threads to
+    end together.
+    """
+    num_heads, num_blocks = tensors[0].shape[2], sum(map(len, blocks))
+    num_parts = 1 if num_parallel() == 1 else min(num_heads, -(-PIECES_A_THREAD * num_parallel() // num_blocks))
+    bounds = [num_heads * i // num_parts for i in range(num_parts + 1)]
+    pieces = []
+    for of_sequence, *parts in zip(blocks, *tensors):
+        for start, stop in zip(bounds, bounds[1:]):
+            of_heads = [x[:, start:stop] for x in parts]
+            for queries, window, key_mask in of_sequence:
+                if key_mask is not None and len(key_mask) > 1:
+                    key_mask = key_mask[start:stop]
+                pieces.append((queries, window, key_mask, of_heads))
+    return sorted(pieces, key=_num_weights, reverse=True)
 
 
-def _heads(group):
-    return slice(group * NUM_HEADS, (group + 1) * NUM_HEADS)
-
-
-def _of(key_mask, heads):
-    return key_mask if key_mask is None or len(key_mask) == 1 else key_mask[heads]
-
-
-def _draw_seeds(blocks, num_heads):
-    """A seed for the dropout of every block of every group of heads of every sequence."""
-    shape = len(blocks), _num_groups(num_heads), max(map(len, blocks))
-    return torch.randint(2**63 - 1, shape, dtype=torch.int64, device="cpu").tolist()
+def _num_weights(block):
+    return _num_queries(block) * _width(block[1])
 
 
 def _block_weights(buffers, query, keys, window, key_mask, scaling):
@@ -855,7 +887,7 @@ def _blocks(inputs, sequence, m, sparse_mask):
         ]
         blocks.append((slice(num_global_tokens + i * b, num_global_tokens + (i + 1) * b), window))
     blocks = [(queries, _joined(piece for piece in window if piece[1] < piece[2])) for queries, window in blocks]
-    blocks.sort(key=lambda block: _num_queries(block) * _width(block[1]), reverse=True)
+    blocks.sort(key=_num_weights, reverse=True)
     return [(queries, window, _window_mask(mask, sparse_mask, sequence, window)) for queries, window in blocks]
 
 
@@ -1045,9 +1077,15 @@ class LSGAttention(XLMRobertaSelfAttention):
             logger.warning_once(f"`output_attentions=True` needs eager attention: {implementation} gives way to it.")
             implementation = "eager"
         hidden_shape = (*hidden_states.shape[:2], -1, self.attention_head_size)
+        projections = self.query, self.key, self.value
         query, key, value = (
-            projection(hidden_states).view(hidden_shape).transpose(1, 2)  # n h T d
-            for projection in (self.query, self.key, self.value)
+            x.view(hidden_shape).transpose(1, 2)  # n h T d
+            for x in in_pieces(
+                lambda states: tuple(projection(states) for projection in projections),
+                projections,
+                hidden_states,
+                num_results=3,
+            )
         )
         inputs = AttentionInputs(
             query,
@@ -1090,7 +1128,8 @@ class LSGSelfOutput(XLMRobertaSelfOutput):
             hidden_states, input_tensor (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): the context, and
                 what the layer was given.
         """
-        return in_pieces(super().forward, self.children(), hidden_states, input_tensor)
+        forward = super().forward
+        return in_pieces(lambda *states: (forward(*states),), self.children(), hidden_states, input_tensor)[0]
 
 
 class LSGLayer(XLMRobertaLayer):
@@ -1124,7 +1163,8 @@ class LSGLayer(XLMRobertaLayer):
 
     def feed_forward_chunk(self, attention_output):
         """The feed-forward part; see [`in_pieces`]."""
-        return in_pieces(super().feed_forward_chunk, (self.intermediate, self.output), attention_output)
+        forward = super().feed_forward_chunk
+        return in_pieces(lambda states: (forward(states),), (self.intermediate, self.output), attention_output)[0]
 
 
 class LSGEncoder(XLMRobertaEncoder):
@@ -1148,13 +1188,28 @@ class LSGEncoder(XLMRobertaEncoder):
         global_states, hidden_states = hidden_states.tensor_split([self.config.num_global_tokens], dim=1)
         batch_size, length, hidden_size = hidden_states.shape
         padding_states = hidden_states.new_zeros(batch_size, _padded_length(length, self.config) - length, hidden_size)
+        states = hidden_states, global_states, padding_states
+        is_dense = self.config._attn_implementation == "eager" or kwargs.get("output_attentions")
+        if (
+            length > 2 * self.config.block_size
+            and not is_dense
+            and not self.training
+            and has_own_threads(hidden_states)
+        ):
+            states = run_on_own_threads(self._run_layers, attention_mask, *states, **kwargs)
+        else:
+            states = self._run_layers(attention_mask, *states, **kwargs)
+        hidden_states, global_states, _ = states
+        if self.config.pool_with_global:
+            hidden_states = torch.cat([global_states[:, :1], hidden_states[:, 1:]], dim=1)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states)
+
+    def _run_layers(self, attention_mask, hidden_states, global_states, padding_states, **kwargs):
         for layer in self.layer:
             hidden_states, global_states, padding_states = layer(
                 hidden_states, attention_mask, global_states, padding_states, **kwargs
             )
-        if self.config.pool_with_global:
-            hidden_states = torch.cat([global_states[:, :1], hidden_states[:, 1:]], dim=1)
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states)
+        return hidden_states, global_states, padding_states
 
 
 class LSGXLMRobertaPreTrainedModel(XLMRobertaPreTrainedModel):

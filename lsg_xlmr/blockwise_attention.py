@@ -9,11 +9,11 @@ import threading
 import torch
 
 from .dropout import draw_dropout, dropout_scale, kept_elements
-from .parallel import run_in_parallel
+from .parallel import num_parallel, run_in_parallel
 
 
-# Heads worked on together: their buffers stay in a core's own cache.
-NUM_HEADS = 4
+# Pieces of work a thread has at least, so that threads end together.
+PIECES_A_THREAD = 4
 # Floats of the widest vector register: rows of scores that are not whole vectors make their product a fifth slower.
 VECTOR_SIZE = 16
 
@@ -36,39 +36,30 @@ def blockwise_attention(inputs):
 
 class _BlockwiseAttention(torch.autograd.Function):
     """
-    The products of [`_blocks`]. The backward pass computes each block's weights again (as FlashAttention does; Dao et
-    al., 2022, arXiv 2205.14135), and draws its dropout again from the seed it had.
+    The products of [`_blocks`]. Nothing of the size `t x window` is kept but a byte a weight where there is dropout:
+    the backward pass computes each block's weights again (as FlashAttention does; Dao et al., 2022, arXiv 2205.14135).
     """
 
     @staticmethod
     def forward(ctx, query, key, value, sparse_key, sparse_value, blocks, scaling, dropout):
         inputs = [_by_position(x) for x in (query, key, value, sparse_key, sparse_value)]
-        ctx.blocks, ctx.scaling, ctx.dropout, ctx.seeds = blocks, scaling, dropout, None
-        if dropout > 0:
-            ctx.seeds = _draw_seeds(blocks, query.shape[1])
+        ctx.blocks, ctx.scaling, ctx.dropout, ctx.draws = blocks, scaling, dropout, []
         # Blocks of padding are left out below, and must still be finite.
         complete = all(sum(map(_num_queries, of_sequence)) == query.shape[2] for of_sequence in blocks)
         context = (query.new_empty if complete else query.new_zeros)(inputs[0].shape)  # n T h d
         buffers = _Buffers(query)
 
         def attend(piece):
-            sequence, group, index = piece
-            queries, window, key_mask = blocks[sequence][index]
-            heads = _heads(group)
-            q, k, v, sk, sv, out = (x[sequence, :, heads] for x in (*inputs, context))
+            queries, window, key_mask, (q, k, v, sk, sv, out) = piece
             keys, values = buffers.gather("keys", window, k, sk), buffers.gather("values", window, v, sv)
-            weights = _block_weights(buffers, q[queries].transpose(0, 1), keys, window, _of(key_mask, heads), scaling)
+            weights = _block_weights(buffers, q[queries].transpose(0, 1), keys, window, key_mask, scaling)
             if dropout > 0:
-                weights.mul_(buffers.kept(weights.shape, dropout, ctx.seeds[sequence][group][index]))
+                ctx.draws.append(draw_dropout(weights.shape, dropout))
+                weights.mul_(buffers.kept(weights.shape, ctx.draws[-1]))
             out[queries] = buffers.product("context", weights, values, dropout_scale(dropout)).transpose(0, 1)
 
-        groups = range(_num_groups(query.shape[1]))
-        most = max(map(len, blocks))
-        # The largest blocks of every sequence first, so that the threads end together.
-        run_in_parallel(
-            attend,
-            [(i, group, j) for j in range(most) for i in range(len(blocks)) if j < len(blocks[i]) for group in groups],
-        )
+        with torch.autocast("cpu", enabled=False):
+            run_in_parallel(attend, _pieces(blocks, *inputs, context))
         ctx.save_for_backward(query, key, value, sparse_key, sparse_value, context)
         return context
 
@@ -77,34 +68,27 @@ class _BlockwiseAttention(torch.autograd.Function):
     def backward(ctx, grad_context):
         *inputs, context = ctx.saved_tensors
         inputs = [_by_position(x) for x in inputs]
-        scaling, dropout, scale, buffers = ctx.scaling, ctx.dropout, dropout_scale(ctx.dropout), _Buffers(context)
+        buffers, draws, scale = _Buffers(context), iter(ctx.draws), dropout_scale(ctx.dropout)
         # What the softmax's backward subtracts from every weight's gradient.
         means = (grad_context * context).sum(-1, keepdim=True)  # n T h 1
         grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs]
-
-        def attend(piece):  # all blocks of some heads: neighbours add to the gradients of the same keys
-            sequence, group = piece
-            heads = _heads(group)
-            q, k, v, sk, sv, gq, gk, gv, gsk, gsv, grad_out, mean = (
-                x[sequence, :, heads] for x in (*inputs, *grads, grad_context, means)
-            )
-            for index, (queries, window, key_mask) in enumerate(ctx.blocks[sequence]):
+        for blocks, grad_out, mean, q, k, v, sk, sv, gq, gk, gv, gsk, gsv in zip(
+            ctx.blocks, grad_context, means, *inputs, *grads
+        ):
+            for queries, window, key_mask in blocks:
                 keys, values = buffers.gather("keys", window, k, sk), buffers.gather("values", window, v, sv)
-                query, grad = q[queries].transpose(0, 1), grad_out[queries].transpose(0, 1)  # h b d
-                weights = _block_weights(buffers, query, keys, window, _of(key_mask, heads), scaling)  # h b w
+                block_query, grad = q[queries].transpose(0, 1), grad_out[queries].transpose(0, 1)  # h b d
+                weights = _block_weights(buffers, block_query, keys, window, key_mask, ctx.scaling)  # h b w
                 dropped = weights
-                if dropout > 0:
-                    dropped = buffers.kept(weights.shape, dropout, ctx.seeds[sequence][group][index]).mul_(weights)
+                if ctx.dropout > 0:
+                    dropped = buffers.kept(weights.shape, next(draws)).mul_(weights)
                 grad_values = buffers.product("grad_window", dropped.transpose(1, 2), grad, scale)
                 buffers.scatter(grad_values, window, gv, gsv)
                 grad_scores = buffers.product("grad_weights", grad, values.transpose(1, 2), scale)
                 grad_scores.mul_(dropped).addcmul_(weights, mean[queries].transpose(0, 1), value=-1)
-                gq[queries] = buffers.product("grad_query", grad_scores, keys, scaling).transpose(0, 1)
-                grad_keys = buffers.product("grad_window", grad_scores.transpose(1, 2), query, scaling)
+                gq[queries] = buffers.product("grad_query", grad_scores, keys, ctx.scaling).transpose(0, 1)
+                grad_keys = buffers.product("grad_window", grad_scores.transpose(1, 2), block_query, ctx.scaling)
                 buffers.scatter(grad_keys, window, gk, gsk)
-
-        groups = range(_num_groups(context.shape[2]))
-        run_in_parallel(attend, [(sequence, group) for sequence in range(len(context)) for group in groups])
         return *(grad.transpose(1, 2) for grad in grads), None, None, None
 
 
@@ -127,10 +111,8 @@ class _Buffers(threading.local):
         out = self.empty(name, (x.shape[0], x.shape[1], y.shape[2]))
         return torch.baddbmm(out, x, y, beta=0, alpha=scale, out=out)
 
-    def kept(self, shape, probability, seed):
-        """1 where a weight is kept, else 0; the same for the same seed."""
-        generator = torch.Generator().manual_seed(seed)
-        return kept_elements(*draw_dropout(shape, probability, generator), self.empty("kept", shape))
+    def kept(self, shape, draw):
+        return kept_elements(*draw, self.empty("kept", shape))
 
     def gather(self, name, window, tokens, sparse):
         """
@@ -160,22 +142,28 @@ def _by_position(x):
     return x.transpose(1, 2)
 
 
-def _num_groups(num_heads):
-    return -(-num_heads // NUM_HEADS)
+def _pieces(blocks, *tensors):
+    """
+    The work of the blocks of every sequence, largest first: a list of `(queries, window, key_mask, tensors)`, with the
+    sequence's part of `tensors` (each `n T|m h d`). All heads at once, unless that is too little for the threads to
+    end together.
+    """
+    num_heads, num_blocks = tensors[0].shape[2], sum(map(len, blocks))
+    num_parts = 1 if num_parallel() == 1 else min(num_heads, -(-PIECES_A_THREAD * num_parallel() // num_blocks))
+    bounds = [num_heads * i // num_parts for i in range(num_parts + 1)]
+    pieces = []
+    for of_sequence, *parts in zip(blocks, *tensors):
+        for start, stop in zip(bounds, bounds[1:]):
+            of_heads = [x[:, start:stop] for x in parts]
+            for queries, window, key_mask in of_sequence:
+                if key_mask is not None and len(key_mask) > 1:
+                    key_mask = key_mask[start:stop]
+                pieces.append((queries, window, key_mask, of_heads))
+    return sorted(pieces, key=_num_weights, reverse=True)
 
 
-def _heads(group):
-    return slice(group * NUM_HEADS, (group + 1) * NUM_HEADS)
-
-
-def _of(key_mask, heads):
-    return key_mask if key_mask is None or len(key_mask) == 1 else key_mask[heads]
-
-
-def _draw_seeds(blocks, num_heads):
-    """A seed for the dropout of every block of every group of heads of every sequence."""
-    shape = len(blocks), _num_groups(num_heads), max(map(len, blocks))
-    return torch.randint(2**63 - 1, shape, dtype=torch.int64, device="cpu").tolist()
+def _num_weights(block):
+    return _num_queries(block) * _width(block[1])
 
 
 def _block_weights(buffers, query, keys, window, key_mask, scaling):
@@ -217,7 +205,7 @@ def _blocks(inputs, sequence, m, sparse_mask):
         ]
         blocks.append((slice(num_global_tokens + i * b, num_global_tokens + (i + 1) * b), window))
     blocks = [(queries, _joined(piece for piece in window if piece[1] < piece[2])) for queries, window in blocks]
-    blocks.sort(key=lambda block: _num_queries(block) * _width(block[1]), reverse=True)
+    blocks.sort(key=_num_weights, reverse=True)
     return [(queries, window, _window_mask(mask, sparse_mask, sequence, window)) for queries, window in blocks]
 
 

@@ -9,9 +9,9 @@ def dropout_scale(probability):
     return 1 / (1 - probability) if probability < 1 else 0.0
 
 
-def draw_dropout(shape, probability, generator=None):
+def draw_dropout(shape, probability):
     """
-    What to drop.
+    What to drop, by torch's default CPU generator.
 
     A byte alone allows multiples of 1/256: so each row (of the last dimension) draws its threshold from the two next
     to `256 * probability`, with that as their mean, and every element is dropped with exactly `probability`.
@@ -19,16 +19,15 @@ def draw_dropout(shape, probability, generator=None):
     Args:
         shape (`torch.Size`): of what is dropped from.
         probability (`float`): of dropping.
-        generator (`torch.Generator`): of the CPU; torch's default one if it is `None`.
 
     Returns:
         random bytes of `shape` (`torch.uint8`) and thresholds of shape `(*shape[:-1], 1)` (`torch.float32`), for
         [`kept_elements`].
     """
     size = shape.numel()
-    random = torch.empty(-(-size // 8), dtype=torch.int64, device="cpu").random_(-(2**63), None, generator=generator)
-    thresholds = torch.rand(*shape[:-1], 1, dtype=torch.float32, device="cpu", generator=generator)
-    return random.view(torch.uint8)[:size].view(shape), thresholds.add_(256 * probability).floor_()
+    random = torch.empty(-(-size // 8), dtype=torch.int64, device="cpu").random_(-(2**63), None)
+    thresholds = torch.rand(*shape[:-1], 1, dtype=torch.float32, device="cpu").add_(256 * probability).floor_()
+    return random.view(torch.uint8)[:size].view(shape), thresholds
 
 
 def kept_elements(random, thresholds, out):

@@ -32,7 +32,7 @@ from transformers.utils.import_utils import is_tracing
 from .attention import IMPLEMENTATIONS, lsg_attention
 from .configuration_lsg import MAX_GLOBAL_TOKENS, LSGConfig, LSGXLMRobertaConfig
 from .dropout import draw_dropout, dropout_scale, kept_elements
-from .parallel import in_pieces, runs_in_pieces
+from .parallel import has_own_threads, in_pieces, run_on_own_threads, runs_in_pieces
 from .pattern import AttentionInputs
 from .sparsity import lsh_cluster_counts, lsh_projections
 
@@ -143,9 +143,15 @@ class LSGAttention(XLMRobertaSelfAttention):
             logger.warning_once(f"`output_attentions=True` needs eager attention: {implementation} gives way to it.")
             implementation = "eager"
         hidden_shape = (*hidden_states.shape[:2], -1, self.attention_head_size)
+        projections = self.query, self.key, self.value
         query, key, value = (
-            projection(hidden_states).view(hidden_shape).transpose(1, 2)  # n h T d
-            for projection in (self.query, self.key, self.value)
+            x.view(hidden_shape).transpose(1, 2)  # n h T d
+            for x in in_pieces(
+                lambda states: tuple(projection(states) for projection in projections),
+                projections,
+                hidden_states,
+                num_results=3,
+            )
         )
         inputs = AttentionInputs(
             query,
@@ -188,7 +194,8 @@ class LSGSelfOutput(XLMRobertaSelfOutput):
             hidden_states, input_tensor (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): the context, and
                 what the layer was given.
         """
-        return in_pieces(super().forward, self.children(), hidden_states, input_tensor)
+        forward = super().forward
+        return in_pieces(lambda *states: (forward(*states),), self.children(), hidden_states, input_tensor)[0]
 
 
 class LSGLayer(XLMRobertaLayer):
@@ -222,7 +229,8 @@ class LSGLayer(XLMRobertaLayer):
 
     def feed_forward_chunk(self, attention_output):
         """The feed-forward part; see [`in_pieces`]."""
-        return in_pieces(super().feed_forward_chunk, (self.intermediate, self.output), attention_output)
+        forward = super().feed_forward_chunk
+        return in_pieces(lambda states: (forward(states),), (self.intermediate, self.output), attention_output)[0]
 
 
 class LSGEncoder(XLMRobertaEncoder):
@@ -246,13 +254,28 @@ class LSGEncoder(XLMRobertaEncoder):
         global_states, hidden_states = hidden_states.tensor_split([self.config.num_global_tokens], dim=1)
         batch_size, length, hidden_size = hidden_states.shape
         padding_states = hidden_states.new_zeros(batch_size, _padded_length(length, self.config) - length, hidden_size)
+        states = hidden_states, global_states, padding_states
+        is_dense = self.config._attn_implementation == "eager" or kwargs.get("output_attentions")
+        if (
+            length > 2 * self.config.block_size
+            and not is_dense
+            and not self.training
+            and has_own_threads(hidden_states)
+        ):
+            states = run_on_own_threads(self._run_layers, attention_mask, *states, **kwargs)
+        else:
+            states = self._run_layers(attention_mask, *states, **kwargs)
+        hidden_states, global_states, _ = states
+        if self.config.pool_with_global:
+            hidden_states = torch.cat([global_states[:, :1], hidden_states[:, 1:]], dim=1)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states)
+
+    def _run_layers(self, attention_mask, hidden_states, global_states, padding_states, **kwargs):
         for layer in self.layer:
             hidden_states, global_states, padding_states = layer(
                 hidden_states, attention_mask, global_states, padding_states, **kwargs
             )
-        if self.config.pool_with_global:
-            hidden_states = torch.cat([global_states[:, :1], hidden_states[:, 1:]], dim=1)
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states)
+        return hidden_states, global_states, padding_states
 
 
 class LSGXLMRobertaPreTrainedModel(XLMRobertaPreTrainedModel):

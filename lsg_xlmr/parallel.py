@@ -2,16 +2,18 @@
 """
 Work on CPU in pieces, several at a time, each on one thread.
 
-Torch's own way is the other one: every operation is cut into as many parts as there are threads and waits for the
-slowest. Beside another program that part is late at every operation; a whole piece is late once, and meanwhile the
-other threads take more pieces.
+Torch's own way is the other one: every operation is cut into as many parts as there are threads, and waits for the
+slowest. Beside another program one part is late at every operation; a whole piece is late once, and meanwhile the
+other threads take more pieces. The two do not mix: after an operation in parts torch's threads go on spinning for
+some milliseconds, and take the cores from ours. So a whole encoder runs on threads of ours.
 """
 
 import os
+import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import lru_cache
-from threading import Barrier
 
 import torch
 from transformers.utils.import_utils import is_tracing
@@ -19,8 +21,8 @@ from transformers.utils.import_utils import is_tracing
 
 # Where a loop over pieces is no slower than one big operation, and spares its memory.
 PIECEWISE_DEVICES = ("cpu",)
-# What a piece has at least, and about, for matrix products to be as quick as those of the whole.
-MIN_POSITIONS, POSITIONS = 64, 256
+# In a piece on one thread, and in one whose operations all threads share.
+POSITIONS, POSITIONS_SHARED = 256, 1024
 
 
 def runs_in_pieces(x):
@@ -28,82 +30,126 @@ def runs_in_pieces(x):
     return x.device.type in PIECEWISE_DEVICES and not is_tracing(x)
 
 
+def has_own_threads(x):
+    """
+    Whether work on `x` (`torch.Tensor`) may leave the caller's thread: not where gradients or autocast, a transform of
+    `torch.func` or a dispatch mode hold for that thread, nor where it has only one to work on.
+    """
+    return (
+        runs_in_pieces(x)
+        and torch.get_num_threads() > 1
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def run_on_own_threads(function, *args, **kwargs):
+    """
+    `function(*args, **kwargs)` without gradients, on a thread of ours whose torch operations are not cut into parts.
+    [`run_in_parallel`] within it has as many threads as torch would use here.
+    """
+    pool = _thread_pool(torch.get_num_threads())
+    context = copy_context()
+    return pool.submit(
+        context.run, _without_gradients, torch.is_inference_mode_enabled(), function, args, kwargs
+    ).result()
+
+
 def run_in_parallel(function, pieces):
     """
-    Call `function(piece)` for every one of `pieces` (a list), on as many threads as torch would use here. `function`
-    runs without gradients and autocast, and no two of its calls may write to the same memory. Where there are fewer
-    pieces than threads, or the caller's thread is in a mode that others would not see, one piece follows the other.
+    Call `function(piece)` for every one of `pieces` (a list). No two calls may write to the same memory: within
+    [`run_on_own_threads`] several run at a time, elsewhere one after the other.
     """
-    num_threads = torch.get_num_threads()
-    if num_threads == 1 or len(pieces) < num_threads or _has_modes():
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            for piece in pieces:
-                function(piece)
+    pool = getattr(_own, "pool", None)
+    if pool is None:
+        for piece in pieces:
+            function(piece)
         return
-    inference_mode, queue = torch.is_inference_mode_enabled(), deque(pieces)
+    queue = deque(pieces)
 
     def work():
-        with torch.inference_mode(inference_mode), torch.no_grad():
-            while queue:
-                try:
-                    piece = queue.popleft()
-                except IndexError:  # another thread was quicker
-                    return
-                function(piece)
+        while queue:
+            try:
+                piece = queue.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            function(piece)
 
-    threads = _threads(num_threads)
-    for future in [threads.submit(work) for _ in range(num_threads)]:
-        future.result()
+    mode = torch.is_inference_mode_enabled()
+    num_helpers = min(num_parallel(), len(pieces)) - 1
+    helpers = [pool.submit(_without_gradients, mode, work, (), {}) for _ in range(num_helpers)]
+    try:
+        work()
+    finally:
+        queue.clear()
+        for helper in helpers:
+            # One that has not begun is not waited for: all threads may be at other callers' work.
+            if not helper.cancel():
+                helper.result()
 
 
-def in_pieces(function, modules, *states):
+def num_parallel():
+    """How many pieces [`run_in_parallel`] works on at a time here."""
+    return getattr(_own, "num_threads", 1)
+
+
+def in_pieces(function, modules, *states, num_results=1):
     """
-    `function` of `states` (each `(batch_size, length, hidden_size)`), which treats every position by itself. On CPU
-    and without gradients, some positions at a time, unless one of the `modules` that it calls has hooks, which are to
-    see the whole, or is being trained, where random numbers are drawn in turn.
+    `function` of `states` (each `(batch_size, length, hidden_size)`), which treats every position by itself and gives
+    a tuple of `num_results` more such tensors. On CPU and without gradients, some positions at a time, unless one of
+    the `modules` that it calls has hooks, which are to see the whole, or is in train mode, where random numbers are
+    drawn in turn, or autocast chooses the results' dtype.
     """
-    num_positions, num_threads = states[0].shape[:2].numel(), torch.get_num_threads()
+    num_positions, num_threads = states[0].shape[:2].numel(), num_parallel()
+    size = POSITIONS_SHARED if num_threads == 1 else POSITIONS
+    num_pieces = max(1, round(num_positions / (size * num_threads))) * num_threads
     if (
-        torch.is_grad_enabled()
+        num_pieces == 1
         or not runs_in_pieces(states[0])
+        or torch.is_grad_enabled()
         or torch.is_autocast_enabled("cpu")
-        or num_positions < MIN_POSITIONS * num_threads
         or any(map(_is_watched, modules))
     ):
         return function(*states)
-    num_pieces = -(-num_positions // (POSITIONS * num_threads)) * num_threads
-    out = torch.empty_like(states[0], memory_format=torch.contiguous_format)
+    results = [torch.empty_like(states[0], memory_format=torch.contiguous_format) for _ in range(num_results)]
 
     def run(piece):
-        *inputs, result = piece
-        result.copy_(function(*inputs))
+        for result, value in zip(piece[len(states) :], function(*piece[: len(states)])):
+            result.copy_(value)
 
-    run_in_parallel(run, list(zip(*(x.flatten(0, 1).tensor_split(num_pieces) for x in (*states, out)))))
-    return out
+    run_in_parallel(run, list(zip(*(x.flatten(0, 1).tensor_split(num_pieces) for x in (*states, *results)))))
+    return results
+
+
+_own = threading.local()  # set in threads of ours: their pool and its size
 
 
 @lru_cache
-def _threads(num_threads):
-    """A pool of `num_threads` threads on which torch's operations are not cut into parts."""
+def _thread_pool(num_threads):
+    """`num_threads` threads on which torch's operations are not cut into parts."""
+    all_started = threading.Barrier(num_threads)
 
     def start():
         torch.get_num_threads()  # the first call in a thread sets the number to the default
         torch.set_num_threads(1)
+        _own.pool, _own.num_threads = pool, num_threads
 
     pool = ThreadPoolExecutor(num_threads, "lsg", start)
-    all_started = Barrier(num_threads)
     list(pool.map(lambda _: all_started.wait(), range(num_threads)))
-    torch.set_num_threads(num_threads)  # `start` has set the default of threads to come, too
+    torch.set_num_threads(num_threads)  # `start` has changed the default of threads to come, too
     return pool
 
 
 if hasattr(os, "register_at_fork"):  # where processes fork: the child has none of its parent's threads
-    os.register_at_fork(after_in_child=_threads.cache_clear)
+    os.register_at_fork(after_in_child=_thread_pool.cache_clear)
 
 
-def _has_modes():
-    """Whether there is a transform of `torch.func` or a dispatch mode, which hold for the caller's thread alone."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack() > 0
+def _without_gradients(inference_mode, function, args, kwargs):
+    """Both modes are a thread's own, and ours begin with gradients."""
+    with torch.inference_mode(inference_mode), torch.no_grad():
+        return function(*args, **kwargs)
 
 
 def _is_watched(module):

@@ -141,8 +141,8 @@ def test_training(tiny_config, model_class, length):
 @pytest.mark.parametrize("positions", [3, 20, 1000])
 def test_without_gradients_the_numbers_are_the_same(tiny_config, length, positions, monkeypatch):
     """What follows attention then runs some positions at a time."""
-    monkeypatch.setattr(parallel, "MIN_POSITIONS", 1)
     monkeypatch.setattr(parallel, "POSITIONS", positions)
+    monkeypatch.setattr(parallel, "POSITIONS_SHARED", positions)
     model = LSGXLMRobertaModel(tiny_config()).eval()
     inputs = make_inputs(type(model), length, padded=True)
     expected = model(**inputs)

@@ -1,20 +1,21 @@
 """Work shared out among threads gives what one thread gives, and leaves to the caller what only it can do."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lsg_xlmr import LSGXLMRobertaModel, parallel
-from lsg_xlmr.parallel import in_pieces, run_in_parallel
+from lsg_xlmr.parallel import in_pieces, num_parallel, run_in_parallel, run_on_own_threads
 
 
 @pytest.fixture(autouse=True)
 def two_threads(monkeypatch):
     """Two threads whatever the machine has, and pieces small enough for the small models here."""
-    monkeypatch.setattr(parallel, "MIN_POSITIONS", 1)
     monkeypatch.setattr(parallel, "POSITIONS", 5)
+    monkeypatch.setattr(parallel, "POSITIONS_SHARED", 7)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -56,23 +57,36 @@ def test_gradients_and_dropout_do_not_depend_on_the_threads(tiny_config, token_i
 
 
 def test_every_piece_is_done_once_on_threads_of_one_thread():
-    done, seen = [], []
+    done, seen = [], set()
 
     def function(piece):
         done.append(piece)
-        seen.append((torch.get_num_threads(), torch.is_grad_enabled()))
+        seen.add((torch.get_num_threads(), torch.is_grad_enabled()))
 
-    run_in_parallel(function, list(range(100)))
+    with torch.no_grad():
+        assert run_on_own_threads(lambda: (run_in_parallel(function, list(range(100))), num_parallel())[1]) == 2
     assert sorted(done) == list(range(100))
-    assert set(seen) == {(1, False)} and torch.get_num_threads() == 2 and torch.is_grad_enabled()
+    assert seen == {(1, False)} and torch.get_num_threads() == 2 and num_parallel() == 1
+
+
+def test_more_callers_than_threads(model, token_ids):
+    """Every one gets its own answer, and none waits for another for ever."""
+    inputs = [token_ids(1, 43) for _ in range(8)]
+    with torch.no_grad():
+        expected = [model(ids).last_hidden_state for ids in inputs]
+        with ThreadPoolExecutor(8) as callers:
+            found = list(callers.map(torch.no_grad()(lambda ids: model(ids).last_hidden_state), inputs * 5))
+    for one, wanted in zip(found, expected * 5, strict=True):
+        torch.testing.assert_close(one, wanted, rtol=0, atol=1e-5)
 
 
 def test_an_error_in_a_piece_is_raised():
     def function(piece):
         raise ValueError(f"piece {piece}")
 
-    with pytest.raises(ValueError, match="piece"):
-        run_in_parallel(function, list(range(4)))
+    for route in (run_in_parallel, lambda *piece: run_on_own_threads(run_in_parallel, *piece)):
+        with pytest.raises(ValueError, match="piece"):
+            route(function, list(range(4)))
 
 
 def test_inference_mode(model, token_ids):
@@ -122,17 +136,17 @@ def test_a_function_of_torch_func_sees_every_operation(model):
     states = torch.randn(3, 20, 32)
     linear = torch.nn.Linear(32, 32).eval()
     with torch.no_grad():
-        found = torch.func.vmap(lambda x: in_pieces(linear, [linear], x[None])[0])(states)
+        found = torch.func.vmap(lambda x: in_pieces(lambda x: (linear(x),), [linear], x[None])[0][0])(states)
         torch.testing.assert_close(found, linear(states), rtol=0, atol=1e-5)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore")
 def test_a_forked_process_has_threads_of_its_own():
-    run_in_parallel(lambda piece: None, [0, 1])
+    run_on_own_threads(int)
     process = os.fork()
     if process == 0:
         done = []
-        run_in_parallel(done.append, [0, 1, 2])
+        run_on_own_threads(run_in_parallel, done.append, [0, 1, 2])
         os._exit(0 if sorted(done) == [0, 1, 2] else 1)
     assert os.waitpid(process, 0)[1] == 0
