@@ -8,14 +8,16 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 
 import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention as torch_flex_attention
 from torch.nn.functional import dropout as apply_dropout, pad, scaled_dot_product_attention
+from transformers.initialization import no_init_weights
 from transformers.integrations.flex_attention import compile_friendly_flex_attention
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.loss.loss_utils import fixed_cross_entropy
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, MaskedLMOutput
 from transformers.models.xlm_roberta.modeling_xlm_roberta import (
     XLMRobertaEmbeddings,
     XLMRobertaEncoder,
@@ -32,7 +34,7 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import (
     XLMRobertaSelfAttention,
     XLMRobertaSelfOutput,
 )
-from transformers.utils import logging
+from transformers.utils import can_return_tuple, logging
 from transformers.utils.import_utils import is_tracing
 
 from .configuration_lsg import MAX_GLOBAL_TOKENS, LSGConfig, LSGXLMRobertaConfig
@@ -235,6 +237,21 @@ def draw_dropout(shape, probability):
 def kept_elements(random, thresholds, out):
     """`out` (of the shape of `random`, any floating dtype) filled with 1 where an element is kept, else 0."""
     return out.copy_(random).ge_(thresholds)
+
+
+class LSGDropout(nn.Dropout):
+    """torch's dropout, drawn several times quicker on CPU; see [`draw_dropout`]."""
+
+    def forward(self, input):
+        """
+        Args:
+            input (`torch.Tensor`): of any shape and floating dtype.
+        """
+        if not self.training or self.p == 0 or not runs_in_pieces(input):
+            return super().forward(input)
+        kept = torch.empty_like(input, memory_format=torch.contiguous_format)
+        kept_elements(*draw_dropout(input.shape, self.p), kept)
+        return input * kept.mul_(dropout_scale(self.p))
 
 
 # The sparse tokens of LSG attention, made in six ways (Condevaux & Harispe, PAKDD 2023, section 3.2).
@@ -826,12 +843,12 @@ def _by_position(x):
 
 def _pieces(blocks, *tensors):
     """
-    The work of the blocks of every sequence, largest first: a list of `(queries, window, key_mask, tensors)`, with the
-    sequence's part of `tensors` (each `n T|m h d`). All heads at once, unless that is too little for the threads to
-    end together.
+    The work of the blocks of every sequence: a list of `(queries, window, key_mask, tensors)`, with the sequence's
+    part of `tensors` (each `n T|m h d`). In the order of `blocks`, all heads at once; for several threads the largest
+    first, and some heads at a time where there is too little for the threads to end together.
     """
-    num_heads, num_blocks = tensors[0].shape[2], sum(map(len, blocks))
-    num_parts = 1 if num_parallel() == 1 else min(num_heads, -(-PIECES_A_THREAD * num_parallel() // num_blocks))
+    num_heads, num_blocks, num_threads = tensors[0].shape[2], sum(map(len, blocks)), num_parallel()
+    num_parts = 1 if num_threads == 1 else min(num_heads, -(-PIECES_A_THREAD * num_threads // num_blocks))
     bounds = [num_heads * i // num_parts for i in range(num_parts + 1)]
     pieces = []
     for of_sequence, *parts in zip(blocks, *tensors):
@@ -841,7 +858,7 @@ def _pieces(blocks, *tensors):
                 if key_mask is not None and len(key_mask) > 1:
                     key_mask = key_mask[start:stop]
                 pieces.append((queries, window, key_mask, of_heads))
-    return sorted(pieces, key=_num_weights, reverse=True)
+    return pieces if num_threads == 1 else sorted(pieces, key=_num_weights, reverse=True)
 
 
 def _num_weights(block):
@@ -965,28 +982,7 @@ def lsg_attention(inputs, implementation):
     return attention(inputs), None
 
 
-# XLM-RoBERTa with LSG (local + sparse + global) attention: the stock model with other embeddings, another
-# self-attention and another encoder loop; heads, losses and everything else are transformers' own.
-#
-# With `config.is_decoder=True` it is the stock causal decoder: dense causal attention, a cache, no global tokens.
-
-
-logger = logging.get_logger(__name__)
-
-
-class LSGDropout(nn.Dropout):
-    """torch's dropout, drawn several times quicker on CPU; see [`draw_dropout`]."""
-
-    def forward(self, input):
-        """
-        Args:
-            input (`torch.Tensor`): of any shape and floating dtype.
-        """
-        if not self.training or self.p == 0 or not runs_in_pieces(input):
-            return super().forward(input)
-        kept = torch.empty_like(input, memory_format=torch.contiguous_format)
-        kept_elements(*draw_dropout(input.shape, self.p), kept)
-        return input * kept.mul_(dropout_scale(self.p))
+# XLM-RoBERTa's embeddings with the global tokens before them.
 
 
 class LSGEmbeddings(XLMRobertaEmbeddings):
@@ -1041,6 +1037,12 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
                 f"multiple of block_size={block_size}: {shorter} or {shorter + block_size} would do, and so would "
                 "adaptive=True, which pads inside the model."
             )
+
+
+# XLM-RoBERTa's encoder with another self-attention, and the global tokens running beside the tokens.
+
+
+logger = logging.get_logger(__name__)
 
 
 class LSGAttention(XLMRobertaSelfAttention):
@@ -1187,7 +1189,7 @@ class LSGEncoder(XLMRobertaEncoder):
         """
         global_states, hidden_states = hidden_states.tensor_split([self.config.num_global_tokens], dim=1)
         batch_size, length, hidden_size = hidden_states.shape
-        padding_states = hidden_states.new_zeros(batch_size, _padded_length(length, self.config) - length, hidden_size)
+        padding_states = hidden_states.new_zeros(batch_size, padded_length(length, self.config) - length, hidden_size)
         states = hidden_states, global_states, padding_states
         is_dense = self.config._attn_implementation == "eager" or kwargs.get("output_attentions")
         if (
@@ -1200,7 +1202,7 @@ class LSGEncoder(XLMRobertaEncoder):
         else:
             states = self._run_layers(attention_mask, *states, **kwargs)
         hidden_states, global_states, _ = states
-        if self.config.pool_with_global:
+        if self.config.pool_with_global and length:
             hidden_states = torch.cat([global_states[:, :1], hidden_states[:, 1:]], dim=1)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states)
 
@@ -1210,6 +1212,163 @@ class LSGEncoder(XLMRobertaEncoder):
                 hidden_states, attention_mask, global_states, padding_states, **kwargs
             )
         return hidden_states, global_states, padding_states
+
+
+def padded_length(length, config):
+    """`length` tokens in whole blocks; up to two blocks they stay as they are."""
+    if length <= 2 * config.block_size:
+        return length
+    return -(-length // config.block_size) * config.block_size
+
+
+# Logits of a large vocabulary, computed only at the positions that are looked at.
+
+
+# What chooses among positions without looking at the vocabulary, where it is done to the features.
+CHOOSING = (
+    torch.ops.aten.alias.default,
+    torch.ops.aten.detach.default,
+    torch.ops.aten.index.Tensor,
+    torch.ops.aten.select.int,
+    torch.ops.aten.slice.Tensor,
+    torch.ops.aten.unsqueeze.default,
+)
+MASKS = (torch.bool, torch.uint8)  # dtypes of an index that takes as many dimensions as it has
+
+
+class LazyLogits(torch.Tensor):
+    """
+    A tensor of logits, `(..., vocab_size)`, that holds features, `(..., hidden_size)`. Choosing positions
+    (`logits[0, 7]`, `logits[:, -1:]`, `logits[mask]`) chooses among the features, and so does another device or dtype;
+    whatever else is done with it computes the logits of all the positions it still has.
+
+    Args:
+        features (`torch.Tensor` of shape `(..., hidden_size)`).
+        head (`Callable`): from features to logits.
+        vocab_size (`int`).
+    """
+
+    @staticmethod
+    def __new__(cls, features, head, vocab_size, dtype=None, device=None):
+        self = torch.Tensor._make_wrapper_subclass(
+            cls,
+            (*features.shape[:-1], vocab_size),
+            dtype=dtype or features.dtype,
+            device=device or features.device,
+        )
+        self.features, self.head = features, head
+        return self
+
+    @staticmethod
+    def can_stand_for(features):
+        """Whether logits of `features` may wait: not if they are to have gradients, are traced or are autocast."""
+        device = features.device.type
+        return not (torch.is_grad_enabled() or is_tracing(features) or torch.is_autocast_enabled(device))
+
+    def dense(self):
+        """The logits of all positions, an ordinary tensor."""
+        with torch.no_grad():
+            return self.head(self.features).to(self.device, self.dtype)
+
+    def numpy(self, **kwargs):
+        """[`torch.Tensor.numpy`] of all positions."""
+        return self.dense().numpy(**kwargs)
+
+    def tolist(self):
+        """[`torch.Tensor.tolist`] of all positions."""
+        return self.dense().tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        self = args[0]
+        if isinstance(self, cls):
+            if func is torch.ops.aten._to_copy.default:
+                device, dtype = kwargs.get("device") or self.device, kwargs.get("dtype") or self.dtype
+                return cls(self.features, self.head, self.shape[-1], dtype, device)
+            if func in CHOOSING and self._chooses_positions(func, *args[1:]):
+                features = func(self.features, *args[1:], **kwargs)
+                return cls(features, self.head, self.shape[-1], self.dtype, self.device)
+        args, kwargs = torch.utils._pytree.tree_map_only(cls, cls.dense, (args, kwargs))
+        return func(*args, **kwargs)
+
+    def _chooses_positions(self, func, *args):
+        """Whether the last dimension stays as it is."""
+        if func is torch.ops.aten.index.Tensor:
+            indices = args[0]
+            used = sum(1 if index is None or index.dtype not in MASKS else index.dim() for index in indices)
+            return used < self.dim() or indices[-1] is None
+        if not args:
+            return True
+        dim = args[0] % (self.dim() + (func is torch.ops.aten.unsqueeze.default))
+        return dim < self.dim() - 1 or (func is torch.ops.aten.slice.Tensor and self._is_whole(*args[1:]))
+
+    def _is_whole(self, start=None, end=None, step=1):
+        return not start and (end is None or end >= self.shape[-1]) and step == 1
+
+
+# Losses of a batch that comes in parts, by gradient accumulation or on several processes.
+#
+# `Trainer` then gives every part `num_items_in_batch`, the number of labels of the whole batch, and expects the part's
+# share of the loss: the sum over its labels, divided by that number. The stock heads take the argument and return the
+# mean over the part all the same, and the sum of the parts is as many times too high as there are parts.
+
+
+LABELS = ("labels", "start_positions", "end_positions")
+
+
+def of_whole_batch(forward, share):
+    """
+    A head's `forward` that heeds `num_items_in_batch`. Without it, nothing changes.
+
+    Args:
+        forward (`Callable`): of a stock head.
+        share (`Callable`): from the model, its outputs without a loss, the number and the labels to the loss.
+    """
+
+    @wraps(forward)
+    @can_return_tuple
+    def wrapper(self, *args, num_items_in_batch=None, **kwargs):
+        labels = {name: kwargs.pop(name) for name in LABELS if kwargs.get(name) is not None}
+        if num_items_in_batch is None or not labels:
+            return forward(self, *args, return_dict=True, **labels, **kwargs)
+        outputs = forward(self, *args, return_dict=True, **kwargs)
+        return type(outputs)(loss=share(self, outputs, num_items_in_batch, **labels), **outputs)
+
+    return wrapper
+
+
+def cross_entropy(model, outputs, num_items_in_batch, labels):
+    """Of `logits` (`... classes`) and `labels` (`...`, int64, -100 where there is none)."""
+    logits = outputs.logits
+    labels = labels.to(logits.device).view(-1)
+    return fixed_cross_entropy(logits.view(-1, logits.shape[-1]), labels, num_items_in_batch)
+
+
+def sequence_classification_loss(model, outputs, num_items_in_batch, labels):
+    """Of one label a text (int64: cross-entropy, float: squared error) or several (float: binary cross-entropy)."""
+    config = model.config
+    loss = model.loss_function(labels, outputs.logits, config, num_items_in_batch=num_items_in_batch)
+    if config.problem_type != "single_label_classification":  # transformers' is the mean here, whatever the number
+        loss = loss * labels.numel() / num_items_in_batch
+    return loss
+
+
+def question_answering_loss(model, outputs, num_items_in_batch, start_positions, end_positions):
+    """The mean of the cross-entropies of both ends of the answer."""
+    return model.loss_function(
+        outputs.start_logits,
+        outputs.end_logits,
+        start_positions,
+        end_positions,
+        num_items_in_batch=num_items_in_batch,
+    )
+
+
+# XLM-RoBERTa with LSG (local + sparse + global) attention: the stock model with other embeddings and another encoder;
+# heads and everything else are transformers' own.
+#
+# With `config.is_decoder=True` it is the stock causal decoder: dense causal attention, a cache, no global tokens.
 
 
 class LSGXLMRobertaPreTrainedModel(XLMRobertaPreTrainedModel):
@@ -1261,7 +1420,7 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
         batch_size, length, _ = embedding_output.shape
         num_global_tokens = self.config.num_global_tokens
         length -= num_global_tokens
-        padding = _padded_length(length, self.config) - length
+        padding = padded_length(length, self.config) - length
         if attention_mask is None and not padding and not self.config.mask_first_token:
             return None
         if attention_mask is None:
@@ -1284,19 +1443,50 @@ class _LSGHead:
     """Puts [`LSGXLMRobertaModel`] in the place of the stock encoder under a stock head."""
 
     def __init__(self, config):
-        super().__init__(config)
-        # An old config may ask for checkpointing: the encoder above has taken the request, and goes.
-        checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
-        # transformers 5.0 builds the multiple choice head without the pooler that its forward needs
-        has_pooler = self.roberta.pooler is not None or isinstance(self, XLMRobertaForMultipleChoice)
-        self.roberta = LSGXLMRobertaModel(config, add_pooling_layer=has_pooler)
+        # The stock encoder goes again: without initial weights it costs neither time nor memory.
+        with no_init_weights():
+            super().__init__(config)
+            # An old config may ask for checkpointing: the encoder above has taken the request.
+            checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+            # transformers 5.0 builds the multiple choice head without the pooler that its forward needs
+            has_pooler = self.roberta.pooler is not None or isinstance(self, XLMRobertaForMultipleChoice)
+            self.roberta = LSGXLMRobertaModel(config, add_pooling_layer=has_pooler)
         self.post_init()
         if checkpointing:
             self.gradient_checkpointing_enable()
 
 
 class LSGXLMRobertaForMaskedLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForMaskedLM):
-    """[`~transformers.XLMRobertaForMaskedLM`] with LSG attention."""
+    """
+    [`~transformers.XLMRobertaForMaskedLM`] with LSG attention.
+
+    With `config.sparse_prediction=True` (the name is ModernBERT's) the LM head runs only where it is asked: with
+    `labels`, at the positions whose label is not `config.sparse_pred_ignore_index`, and `logits` are theirs, of shape
+    `(num_labelled, vocab_size)`; without `labels`, gradients and autocast, at the positions that are looked at:
+    `logits` are [`LazyLogits`].
+    """
+
+    @wraps(XLMRobertaForMaskedLM.forward)
+    @can_return_tuple
+    def forward(self, *args, labels=None, num_items_in_batch=None, **kwargs):
+        if not self.config.sparse_prediction:
+            return self._dense_forward(*args, labels=labels, num_items_in_batch=num_items_in_batch, **kwargs)
+        outputs = self.roberta(*args, return_dict=True, **kwargs)
+        features, loss = outputs.last_hidden_state, None
+        if labels is not None:
+            labels = labels.to(features.device)
+            is_labelled = labels != self.config.sparse_pred_ignore_index
+            logits = self.lm_head(features[is_labelled])
+            loss = fixed_cross_entropy(logits, labels[is_labelled], num_items_in_batch)
+        elif LazyLogits.can_stand_for(features):
+            logits = LazyLogits(features, self.lm_head, self.config.vocab_size)
+        else:
+            logits = self.lm_head(features)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    _dense_forward = of_whole_batch(XLMRobertaForMaskedLM.forward, cross_entropy)
 
 
 class LSGXLMRobertaForCausalLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForCausalLM):
@@ -1311,24 +1501,25 @@ class LSGXLMRobertaForSequenceClassification(
 ):
     """[`~transformers.XLMRobertaForSequenceClassification`] with LSG attention."""
 
+    forward = of_whole_batch(XLMRobertaForSequenceClassification.forward, sequence_classification_loss)
+
 
 class LSGXLMRobertaForTokenClassification(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForTokenClassification):
     """[`~transformers.XLMRobertaForTokenClassification`] with LSG attention."""
+
+    forward = of_whole_batch(XLMRobertaForTokenClassification.forward, cross_entropy)
 
 
 class LSGXLMRobertaForQuestionAnswering(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForQuestionAnswering):
     """[`~transformers.XLMRobertaForQuestionAnswering`] with LSG attention."""
 
+    forward = of_whole_batch(XLMRobertaForQuestionAnswering.forward, question_answering_loss)
+
 
 class LSGXLMRobertaForMultipleChoice(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForMultipleChoice):
     """[`~transformers.XLMRobertaForMultipleChoice`] with LSG attention."""
 
-
-def _padded_length(length, config):
-    """`length` tokens in whole blocks; up to two blocks they stay as they are."""
-    if length <= 2 * config.block_size:
-        return length
-    return -(-length // config.block_size) * config.block_size
+    forward = of_whole_batch(XLMRobertaForMultipleChoice.forward, cross_entropy)
 
 
 __all__ = [

@@ -4,8 +4,8 @@
 from .configuration_lsg import LSGConfig, LSGXLMRobertaConfig
 from .conversion import LSGConverter
 from .drop_in import write_drop_in_files
+from .encoder import LSGAttention
 from .modeling_lsg_xlm_roberta import (
-    LSGAttention,
     LSGXLMRobertaForCausalLM,
     LSGXLMRobertaForMaskedLM,
     LSGXLMRobertaForMultipleChoice,

@@ -144,12 +144,12 @@ def _by_position(x):
 
 def _pieces(blocks, *tensors):
     """
-    The work of the blocks of every sequence, largest first: a list of `(queries, window, key_mask, tensors)`, with the
-    sequence's part of `tensors` (each `n T|m h d`). All heads at once, unless that is too little for the threads to
-    end together.
+    The work of the blocks of every sequence: a list of `(queries, window, key_mask, tensors)`, with the sequence's
+    part of `tensors` (each `n T|m h d`). In the order of `blocks`, all heads at once; for several threads the largest
+    first, and some heads at a time where there is too little for the threads to end together.
     """
-    num_heads, num_blocks = tensors[0].shape[2], sum(map(len, blocks))
-    num_parts = 1 if num_parallel() == 1 else min(num_heads, -(-PIECES_A_THREAD * num_parallel() // num_blocks))
+    num_heads, num_blocks, num_threads = tensors[0].shape[2], sum(map(len, blocks)), num_parallel()
+    num_parts = 1 if num_threads == 1 else min(num_heads, -(-PIECES_A_THREAD * num_threads // num_blocks))
     bounds = [num_heads * i // num_parts for i in range(num_parts + 1)]
     pieces = []
     for of_sequence, *parts in zip(blocks, *tensors):
@@ -159,7 +159,7 @@ def _pieces(blocks, *tensors):
                 if key_mask is not None and len(key_mask) > 1:
                     key_mask = key_mask[start:stop]
                 pieces.append((queries, window, key_mask, of_heads))
-    return sorted(pieces, key=_num_weights, reverse=True)
+    return pieces if num_threads == 1 else sorted(pieces, key=_num_weights, reverse=True)
 
 
 def _num_weights(block):

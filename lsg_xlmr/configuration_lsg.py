@@ -64,6 +64,12 @@ class LSGConfig(XLMRobertaConfig):
             `lsg_num_pre_rounds` is accepted as another name of it.
         lsh_seed (`int`, defaults to 0):
             Seed of the random projections of `"lsh"`: same seed, same clusters.
+        sparse_prediction (`bool`, defaults to `False`):
+            Run the LM head of a masked LM only where it is asked: at the positions with a label, or, without labels,
+            at those whose logits are looked at. `labels` given, `logits` are those of the labelled positions alone.
+            The name and its meaning are those of [`~transformers.ModernBertConfig`].
+        sparse_pred_ignore_index (`int`, defaults to -100):
+            The label of positions that have none, with `sparse_prediction`.
         kwargs:
             Everything [`~transformers.XLMRobertaConfig`] takes.
 
@@ -93,6 +99,8 @@ class LSGConfig(XLMRobertaConfig):
         pool_with_global=True,
         lsh_num_pre_rounds=1,
         lsh_seed=0,
+        sparse_prediction=False,
+        sparse_pred_ignore_index=-100,
         **kwargs,
     ):
         self.adaptive = adaptive
@@ -105,6 +113,8 @@ class LSGConfig(XLMRobertaConfig):
         self.pool_with_global = pool_with_global
         self.lsh_num_pre_rounds = lsh_num_pre_rounds
         self.lsh_seed = lsh_seed
+        self.sparse_prediction = sparse_prediction
+        self.sparse_pred_ignore_index = sparse_pred_ignore_index
         super().__init__(**kwargs)
         self.validate_lsg()
 
@@ -130,7 +140,8 @@ class LSGConfig(XLMRobertaConfig):
             self.sparsity_type = "none"
         if self.sparsity_type not in SPARSITY_TYPES:
             raise _error("sparsity_type", self.sparsity_type, f"must be one of {', '.join(SPARSITY_TYPES)}", "norm")
-        for name, example in (("adaptive", True), ("mask_first_token", False), ("pool_with_global", True)):
+        flags = {"adaptive": True, "mask_first_token": False, "pool_with_global": True, "sparse_prediction": False}
+        for name, example in flags.items():
             if not isinstance(getattr(self, name), bool):
                 raise _error(name, getattr(self, name), "must be a bool", example)
         self._validate_int("block_size", 1, None, 128)
@@ -139,6 +150,7 @@ class LSGConfig(XLMRobertaConfig):
         self._validate_int("num_global_tokens", 1, MAX_GLOBAL_TOKENS, 1)
         self._validate_int("lsh_num_pre_rounds", 0, None, 1)
         self._validate_int("lsh_seed", 0, 2**32 - 1, 0)
+        self._validate_int("sparse_pred_ignore_index", None, None, -100)
         if self.has_sparse_tokens:
             self._validate_blocks()
         if self.mask_first_token and not self.pool_with_global:
@@ -147,10 +159,11 @@ class LSGConfig(XLMRobertaConfig):
 
     def _validate_int(self, name, minimum, maximum, example):
         value = getattr(self, name)
-        rule = f"must be an int of at least {minimum}" + (f" and at most {maximum}" if maximum is not None else "")
+        rule = "must be an int" + (f" of at least {minimum}" if minimum is not None else "")
+        rule += f" and at most {maximum}" if maximum is not None else ""
         if not isinstance(value, int) or isinstance(value, bool):
             raise _error(name, value, rule, example)
-        if value < minimum or (maximum is not None and value > maximum):
+        if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
             raise _error(name, value, rule, example)
 
     def _validate_blocks(self):

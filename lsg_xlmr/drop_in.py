@@ -26,6 +26,10 @@ SOURCES = {
         "flex_attention.py",
         "blockwise_attention.py",
         "attention.py",
+        "embeddings.py",
+        "encoder.py",
+        "lazy_logits.py",
+        "losses.py",
         "modeling_lsg_xlm_roberta.py",
     ),
 }

@@ -2,6 +2,9 @@
 """Dropout on CPU that spends one random byte an element: ten times quicker than `bernoulli_`."""
 
 import torch
+from torch import nn
+
+from .parallel import runs_in_pieces
 
 
 def dropout_scale(probability):
@@ -33,3 +36,18 @@ def draw_dropout(shape, probability):
 def kept_elements(random, thresholds, out):
     """`out` (of the shape of `random`, any floating dtype) filled with 1 where an element is kept, else 0."""
     return out.copy_(random).ge_(thresholds)
+
+
+class LSGDropout(nn.Dropout):
+    """torch's dropout, drawn several times quicker on CPU; see [`draw_dropout`]."""
+
+    def forward(self, input):
+        """
+        Args:
+            input (`torch.Tensor`): of any shape and floating dtype.
+        """
+        if not self.training or self.p == 0 or not runs_in_pieces(input):
+            return super().forward(input)
+        kept = torch.empty_like(input, memory_format=torch.contiguous_format)
+        kept_elements(*draw_dropout(input.shape, self.p), kept)
+        return input * kept.mul_(dropout_scale(self.p))

@@ -1,0 +1,63 @@
+# Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
+"""XLM-RoBERTa's embeddings with the global tokens before them."""
+
+import torch
+from torch import nn
+from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbeddings
+
+from .configuration_lsg import MAX_GLOBAL_TOKENS
+from .dropout import LSGDropout
+
+
+class LSGEmbeddings(XLMRobertaEmbeddings):
+    """XLM-RoBERTa's embeddings and, before them, the global tokens', which have neither position nor type."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.config = config
+        self.dropout = LSGDropout(config.hidden_dropout_prob)
+        self.global_embeddings = nn.Embedding(MAX_GLOBAL_TOKENS, config.hidden_size)
+
+    def forward(
+        self, input_ids=None, token_type_ids=None, position_ids=None, inputs_embeds=None, past_key_values_length=0
+    ):
+        """
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`; without the
+            globals for a decoder.
+
+        Raises:
+            ValueError: the input is longer than the positions, or than `adaptive=False` allows.
+        """
+        self._check_length(input_ids, position_ids, inputs_embeds, past_key_values_length)
+        embeddings = super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, past_key_values_length)
+        if self.config.is_decoder:
+            return embeddings
+        index = torch.arange(self.config.num_global_tokens, device=embeddings.device)
+        global_embeddings = self.LayerNorm(self.global_embeddings(index)).expand(embeddings.shape[0], -1, -1)
+        return torch.cat([self.dropout(global_embeddings), embeddings], dim=1)
+
+    def _check_length(self, input_ids, position_ids, inputs_embeds, past_key_values_length):
+        length = past_key_values_length + (inputs_embeds if input_ids is None else input_ids).shape[1]
+        maximum = self.config.max_sequence_length
+        if length > maximum:
+            # Padding takes no position, and positions may be given: only then is the input itself looked at.
+            if position_ids is not None:
+                length = int(position_ids.max()) - self.padding_idx
+            elif input_ids is not None:
+                length = past_key_values_length + int(input_ids.ne(self.padding_idx).sum(1).max())
+            if length > maximum:
+                raise ValueError(
+                    f"The input has {length} tokens, but the model has positions for {maximum} "
+                    f"(max_position_embeddings={self.config.max_position_embeddings}). Truncate the input "
+                    f"(`truncation=True, max_length={maximum}`), or convert the checkpoint to a longer "
+                    "max_sequence_length."
+                )
+        block_size = self.config.block_size
+        if not self.config.adaptive and not self.config.is_decoder and length > 2 * block_size and length % block_size:
+            shorter = length // block_size * block_size
+            raise ValueError(
+                f"The input has {length} tokens; with adaptive=False a length over {2 * block_size} must be a "
+                f"multiple of block_size={block_size}: {shorter} or {shorter + block_size} would do, and so would "
+                "adaptive=True, which pads inside the model."
+            )

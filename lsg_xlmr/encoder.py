@@ -1,0 +1,198 @@
+# Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
+"""XLM-RoBERTa's encoder with another self-attention, and the global tokens running beside the tokens."""
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.models.xlm_roberta.modeling_xlm_roberta import (
+    XLMRobertaEncoder,
+    XLMRobertaLayer,
+    XLMRobertaSelfAttention,
+    XLMRobertaSelfOutput,
+)
+from transformers.utils import logging
+
+from .attention import lsg_attention
+from .dropout import LSGDropout
+from .parallel import has_own_threads, in_pieces, run_on_own_threads
+from .pattern import AttentionInputs
+from .sparsity import lsh_cluster_counts, lsh_projections
+
+
+logger = logging.get_logger(__name__)
+
+
+class LSGAttention(XLMRobertaSelfAttention):
+    """XLM-RoBERTa's self-attention with the LSG product in the place of the dense one."""
+
+    def forward(
+        self,
+        hidden_states,
+        attention_mask=None,
+        past_key_values=None,
+        output_attentions=False,
+        num_padding=0,
+        **kwargs,
+    ):
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`):
+                globals first, the tokens padded to whole blocks where they are more than two.
+            attention_mask (`torch.BoolTensor` of shape `hidden_states.shape[:2]`, *optional*): `True` where a key
+                may be seen; `None` where all may.
+            output_attentions (`bool`): return the attention weights, by eager attention if need be.
+            num_padding (`int`): how many of the last positions fill the last block only.
+
+        Returns:
+            the context, of the shape of `hidden_states`, and the attention weights of shape `(batch_size, num_heads,
+            num_global_tokens + sequence_length, num_global_tokens + sequence_length)` where they are asked for,
+            otherwise `None`.
+        """
+        if self.is_decoder:
+            kwargs["output_attentions"] = output_attentions
+            return super().forward(hidden_states, attention_mask, past_key_values=past_key_values, **kwargs)
+        implementation = self.config._attn_implementation
+        if output_attentions and implementation != "eager":
+            logger.warning_once(f"`output_attentions=True` needs eager attention: {implementation} gives way to it.")
+            implementation = "eager"
+        hidden_shape = (*hidden_states.shape[:2], -1, self.attention_head_size)
+        projections = self.query, self.key, self.value
+        query, key, value = (
+            x.view(hidden_shape).transpose(1, 2)  # n h T d
+            for x in in_pieces(
+                lambda states: tuple(projection(states) for projection in projections),
+                projections,
+                hidden_states,
+                num_results=3,
+            )
+        )
+        inputs = AttentionInputs(
+            query,
+            key,
+            value,
+            attention_mask,
+            self.config,
+            self.scaling,
+            self.dropout.p if self.training else 0.0,
+            self.lsh_projections(hidden_states.device),
+            num_padding,
+        )
+        context, weights = lsg_attention(inputs, implementation)
+        return context.reshape(hidden_states.shape), weights
+
+    def lsh_projections(self, device):
+        """This layer's random projections, or `None` for another `sparsity_type`; see [`lsh_projections`]."""
+        if self.config.sparsity_type != "lsh" or not self.config.has_sparse_tokens:
+            return None
+        return lsh_projections(
+            self.config.lsh_seed,
+            self.layer_idx,
+            self.num_attention_heads,
+            self.attention_head_size,
+            lsh_cluster_counts(self.config),
+            device,
+        )
+
+
+class LSGSelfOutput(XLMRobertaSelfOutput):
+    """XLM-RoBERTa's projection of the context; see [`in_pieces`]."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.dropout = LSGDropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states, input_tensor):
+        """
+        Args:
+            hidden_states, input_tensor (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): the context, and
+                what the layer was given.
+        """
+        forward = super().forward
+        return in_pieces(lambda *states: (forward(*states),), self.children(), hidden_states, input_tensor)[0]
+
+
+class LSGLayer(XLMRobertaLayer):
+    """
+    XLM-RoBERTa's layer on globals, tokens and padding together. Takes and returns them apart, so that the hidden
+    states a user asks for are the tokens' alone.
+    """
+
+    def __init__(self, config, layer_idx=None):
+        super().__init__(config, layer_idx=layer_idx)
+        self.attention.self = LSGAttention(config, is_causal=config.is_decoder, layer_idx=layer_idx)
+        self.attention.output = LSGSelfOutput(config)
+        self.output.dropout = LSGDropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states, attention_mask=None, global_states=None, padding_states=None, **kwargs):
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): the tokens.
+            attention_mask (`torch.BoolTensor`, *optional*): as [`LSGAttention`] takes it.
+            global_states (`torch.Tensor` of shape `(batch_size, num_global_tokens, hidden_size)`): the globals.
+            padding_states (`torch.Tensor` of shape `(batch_size, padding, hidden_size)`): what fills the last block.
+
+        Returns:
+            the tokens, the globals and the padding, of the same shapes.
+        """
+        parts = (global_states, hidden_states, padding_states)
+        num_padding = padding_states.shape[1]
+        states = super().forward(torch.cat(parts, dim=1), attention_mask, num_padding=num_padding, **kwargs)
+        global_states, hidden_states, padding_states = states.split([part.shape[1] for part in parts], dim=1)
+        return hidden_states, global_states, padding_states
+
+    def feed_forward_chunk(self, attention_output):
+        """The feed-forward part; see [`in_pieces`]."""
+        forward = super().feed_forward_chunk
+        return in_pieces(lambda states: (forward(states),), (self.intermediate, self.output), attention_output)[0]
+
+
+class LSGEncoder(XLMRobertaEncoder):
+    """The stack of layers, with the global tokens and the padding running beside the tokens."""
+
+    def __init__(self, config):
+        nn.Module.__init__(self)  # the stock one would build a stack of its own first
+        self.config = config
+        self.layer = nn.ModuleList([LSGLayer(config, layer_idx=i) for i in range(config.num_hidden_layers)])
+
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`).
+            attention_mask (`torch.BoolTensor`, *optional*): as [`LSGAttention`] takes it.
+
+        Returns:
+            the last hidden state, `(batch_size, sequence_length, hidden_size)`: with `pool_with_global` the first
+            global token's stands in the place of the first token's.
+        """
+        global_states, hidden_states = hidden_states.tensor_split([self.config.num_global_tokens], dim=1)
+        batch_size, length, hidden_size = hidden_states.shape
+        padding_states = hidden_states.new_zeros(batch_size, padded_length(length, self.config) - length, hidden_size)
+        states = hidden_states, global_states, padding_states
+        is_dense = self.config._attn_implementation == "eager" or kwargs.get("output_attentions")
+        if (
+            length > 2 * self.config.block_size
+            and not is_dense
+            and not self.training
+            and has_own_threads(hidden_states)
+        ):
+            states = run_on_own_threads(self._run_layers, attention_mask, *states, **kwargs)
+        else:
+            states = self._run_layers(attention_mask, *states, **kwargs)
+        hidden_states, global_states, _ = states
+        if self.config.pool_with_global and length:
+            hidden_states = torch.cat([global_states[:, :1], hidden_states[:, 1:]], dim=1)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states)
+
+    def _run_layers(self, attention_mask, hidden_states, global_states, padding_states, **kwargs):
+        for layer in self.layer:
+            hidden_states, global_states, padding_states = layer(
+                hidden_states, attention_mask, global_states, padding_states, **kwargs
+            )
+        return hidden_states, global_states, padding_states
+
+
+def padded_length(length, config):
+    """`length` tokens in whole blocks; up to two blocks they stay as they are."""
+    if length <= 2 * config.block_size:
+        return length
+    return -(-length // config.block_size) * config.block_size
