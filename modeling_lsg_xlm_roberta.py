@@ -1003,7 +1003,7 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
             globals for a decoder.
 
         Raises:
-            ValueError: the input is longer than the positions, or than `adaptive=False` allows.
+            ValueError: the input is empty, longer than the positions, or of a length that `adaptive=False` refuses.
         """
         self._check_length(input_ids, position_ids, inputs_embeds, past_key_values_length)
         embeddings = super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, past_key_values_length)
@@ -1014,7 +1014,10 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
         return torch.cat([self.dropout(global_embeddings), embeddings], dim=1)
 
     def _check_length(self, input_ids, position_ids, inputs_embeds, past_key_values_length):
-        length = past_key_values_length + (inputs_embeds if input_ids is None else input_ids).shape[1]
+        shape = (inputs_embeds if input_ids is None else input_ids).shape[:2]
+        if 0 in shape:
+            raise ValueError(f"The input has {shape[0]} texts of {shape[1]} tokens: give one of each at least.")
+        length = past_key_values_length + shape[1]
         maximum = self.config.max_sequence_length
         if length > maximum:
             # Padding takes no position, and positions may be given: only then is the input itself looked at.
@@ -1202,7 +1205,7 @@ class LSGEncoder(XLMRobertaEncoder):
         else:
             states = self._run_layers(attention_mask, *states, **kwargs)
         hidden_states, global_states, _ = states
-        if self.config.pool_with_global and length:
+        if self.config.pool_with_global:
             hidden_states = torch.cat([global_states[:, :1], hidden_states[:, 1:]], dim=1)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states)
 

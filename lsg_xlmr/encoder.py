@@ -179,7 +179,7 @@ class LSGEncoder(XLMRobertaEncoder):
         else:
             states = self._run_layers(attention_mask, *states, **kwargs)
         hidden_states, global_states, _ = states
-        if self.config.pool_with_global and length:
+        if self.config.pool_with_global:
             hidden_states = torch.cat([global_states[:, :1], hidden_states[:, 1:]], dim=1)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states)
 

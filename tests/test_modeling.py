@@ -247,6 +247,29 @@ def test_input_forms(tiny_config, token_ids, length):
         model()
 
 
+@pytest.mark.parametrize("shape", [(1, 0), (2, 0), (0, SHORT), (0, LONG)])
+def test_no_tokens_and_no_texts_are_refused(tiny_config, shape):
+    model = LSGXLMRobertaModel(tiny_config())
+    for inputs in ({"input_ids": torch.zeros(shape, dtype=torch.long)}, {"inputs_embeds": torch.zeros(*shape, 32)}):
+        with pytest.raises(ValueError, match=f"{shape[0]} texts of {shape[1]} tokens"):
+            model(**inputs)
+
+
+def test_a_head_is_built_once(tiny_config):
+    """The stock encoder that its parent builds must not be drawn at random, which takes longer than all else."""
+    drawn = []
+    normal = torch.Tensor.normal_
+
+    def counted(self, *args, **kwargs):
+        drawn.append(self.numel())
+        return normal(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "normal_", counted)
+        model = LSGXLMRobertaForTokenClassification(tiny_config())
+    assert 0 < sum(drawn) <= model.num_parameters()
+
+
 def test_too_long_an_input_is_refused(tiny_config, token_ids):
     model = LSGXLMRobertaModel(tiny_config())
     assert model(token_ids(1, 128)).last_hidden_state.shape == (1, 128, 32)
