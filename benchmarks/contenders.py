@@ -1,26 +1,37 @@
 """
 The models compared, all of one shape, with random weights from one seed.
 
-The shape is XLM-RoBERTa base's: hidden size 768, 12 heads, intermediate size 3072. Everything else is the default of
+The shape is XLM-RoBERTa base's: hidden size 768, heads of 64, an intermediate size of four times the hidden size;
+heads other than the bare encoder are those of the model's work. Everything else is the default of
 each model's own configuration; imports are inside the functions, because the published LSG and the others live in
 different environments.
 """
 
-HIDDEN_SIZE, NUM_HEADS, INTERMEDIATE_SIZE, VOCAB_SIZE = 768, 12, 3072, 4096
+HEAD_DIM = 64
+# What a work needs of a model, by the end of the class's name; the bare encoder for all others.
+HEADS = {
+    "fill mask": "ForMaskedLM",
+    "masked-LM training": "ForMaskedLM",
+    "classification training": "ForSequenceClassification",
+    "load": "ForMaskedLM",
+}
 
 
 def stock(case):
     """XLM-RoBERTa, dense attention."""
-    from transformers import XLMRobertaConfig, XLMRobertaModel
+    import transformers
 
-    return XLMRobertaModel(XLMRobertaConfig(**_roberta_shape(case)))
+    model_class = getattr(transformers, "XLMRoberta" + HEADS.get(case["work"], "Model"))
+    return model_class(transformers.XLMRobertaConfig(**_roberta_shape(case)))
 
 
 def lsg(case):
     """XLM-RoBERTa with LSG attention, from this repository."""
-    from lsg_xlmr.modeling_lsg_xlm_roberta import LSGConfig, LSGXLMRobertaModel
+    import lsg_xlmr
 
-    return LSGXLMRobertaModel(LSGConfig(**_lsg_options(case), **_roberta_shape(case)))
+    model_class = getattr(lsg_xlmr, "LSGXLMRoberta" + HEADS.get(case["work"], "Model"))
+    options = _lsg_options(case) | {"sparse_prediction": case["sparse_prediction"]}
+    return model_class(lsg_xlmr.LSGConfig(**options, **_roberta_shape(case)))
 
 
 def floor(case):
@@ -60,7 +71,7 @@ def modernbert(case):
     """
     from transformers import ModernBertConfig, ModernBertModel
 
-    shape = _roberta_shape(case) | {"intermediate_size": INTERMEDIATE_SIZE * 2 // 3}
+    shape = _roberta_shape(case) | {"intermediate_size": 4 * case["hidden_size"] * 2 // 3}
     del shape["type_vocab_size"]
     special_tokens = {"cls_token_id": 0, "sep_token_id": 2}
     return ModernBertModel(ModernBertConfig(**shape, **special_tokens))
@@ -71,11 +82,11 @@ MODELS = {model.__name__: model for model in (stock, lsg, floor, published, long
 
 def _roberta_shape(case):
     shape = {
-        "hidden_size": HIDDEN_SIZE,
-        "num_attention_heads": NUM_HEADS,
-        "intermediate_size": INTERMEDIATE_SIZE,
+        "hidden_size": case["hidden_size"],
+        "num_attention_heads": case["hidden_size"] // HEAD_DIM,
+        "intermediate_size": 4 * case["hidden_size"],
         "num_hidden_layers": case["num_layers"],
-        "vocab_size": VOCAB_SIZE,
+        "vocab_size": case["vocab_size"],
         "type_vocab_size": 1,
         "max_position_embeddings": case["length"] + 2,  # RoBERTa's positions start at 2
         "bos_token_id": 0,

@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
+from time import sleep
 
 
 HERE = Path(__file__).parent
@@ -45,10 +47,9 @@ class Worker:
         self.errors.seek(0)
         raise WorkerError((self.errors.read().strip().splitlines() or [f"exit code {code}"])[-1])
 
-    def seconds(self):
-        """One timed run, seconds."""
+    def start(self):
+        """Begin one timed run, whose answer has its seconds."""
         print("run", file=self.process.stdin, flush=True)
-        return self.answer()["seconds"]
 
     def close(self):
         with suppress(BrokenPipeError):
@@ -58,7 +59,26 @@ class Worker:
         self.errors.close()
 
 
-def measure(cases, repeats, pythons, threads):
+# A process that keeps one core busy: products of matrices on one thread.
+NEIGHBOUR = "import torch; torch.set_num_threads(1); x = torch.randn(1024, 1024)\nwhile True: x @ x"
+
+
+@contextmanager
+def neighbour(wanted):
+    """One beside whatever is done meanwhile, if it is wanted."""
+    if not wanted:
+        yield
+        return
+    process = subprocess.Popen([sys.executable, "-c", NEIGHBOUR], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    try:
+        sleep(3)  # until it is at work
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def measure(cases, repeats, pythons, threads, beside=None):
     """
     Run `cases` in turn `repeats` times, after one run of each for the memory.
 
@@ -67,6 +87,7 @@ def measure(cases, repeats, pythons, threads):
         repeats (`int`).
         pythons (`dict[str, str]`): an interpreter for each model.
         threads (`int`): threads of each process.
+        beside (`str`, *optional*): as [`Row`] has it.
 
     Returns:
         for each case `{"case", "peak_mib", "multiply_adds", "seconds": [s]}`, or `{"case", "error"}`.
@@ -76,18 +97,22 @@ def measure(cases, repeats, pythons, threads):
         for name, case in cases.items():
             results[name] = {"case": asdict(case)}
             try:
-                workers[name] = Worker(case, pythons[case.model], threads)
-                results[name] |= workers[name].answer() | {"seconds": []}
+                workers[name] = [Worker(case, pythons[case.model], threads) for _ in range(1 + (beside == "worker"))]
+                for worker in workers[name]:
+                    results[name] |= worker.answer() | {"seconds": []}
             except WorkerError as error:
                 _drop(name, error, workers, results)
-        for _ in range(repeats):
-            for name in list(workers):
-                try:
-                    results[name]["seconds"].append(workers[name].seconds())
-                except (WorkerError, BrokenPipeError) as error:
-                    _drop(name, error, workers, results)
+        with neighbour(beside == "neighbour"):
+            for _ in range(repeats):
+                for name in list(workers):
+                    try:
+                        for worker in workers[name]:
+                            worker.start()
+                        results[name]["seconds"].append(max(worker.answer()["seconds"] for worker in workers[name]))
+                    except (WorkerError, BrokenPipeError) as error:
+                        _drop(name, error, workers, results)
     finally:
-        for worker in workers.values():
+        for worker in chain.from_iterable(workers.values()):
             worker.close()
     return results
 
@@ -96,4 +121,5 @@ def _drop(name, error, workers, results):
     print(f"  {name}: {error!r}", file=sys.stderr)
     results[name] = {"case": results[name]["case"], "error": str(error)}
     if name in workers:
-        workers.pop(name).close()
+        for worker in workers.pop(name):
+            worker.close()

@@ -13,9 +13,11 @@ def judge(check, measured):
         (`None` where that is not measured). The last four are `None` where a case is missing.
     """
     verdict = {name: getattr(check, name) for name in ("case", "against", "quantity", "sense", "target")}
-    if any("seconds" not in measured.get(name, {}) for name in (check.case, check.against)):
+    names = [name for name in (check.case, check.against) if name is not None]
+    if any("seconds" not in measured.get(name, {}) for name in names):
         return verdict | {"ratio": None, "ratio_range": None, "limit": None, "reached": None}
-    of_case, of_against = (_values(measured[name], check.quantity) for name in (check.case, check.against))
+    of_case = _values(measured[check.case], check.quantity)
+    of_against = _values(measured[check.against], check.quantity) if check.against else [1.0] * len(of_case)
     ratio = _ratio(check, median(of_case), median(of_against))
     rounds = [_ratio(check, a, b) for a, b in zip(of_case, of_against)]
     limit = None
@@ -53,12 +55,12 @@ def _ratio_line(title, check):
     what = "memory" if check["quantity"] == "peak_mib" else "time"
     target = f"{check['sense']} {check['target']:g}"
     if check["ratio"] is None:
-        return title, check["case"], check["against"], what, "", "", "", target, "not measured"
+        return title, check["case"], check["against"] or "", what, "", "", "", target, "not measured"
     low, high = check["ratio_range"]
     rounds = f"{low:.2f} to {high:.2f}" if low < high else ""
     limit = "" if check["limit"] is None else f"{check['limit']:.2f}"
     verdict = "reached" if check["reached"] else "not reached"
-    return title, check["case"], check["against"], what, f"{check['ratio']:.2f}", rounds, limit, target, verdict
+    return title, check["case"], check["against"] or "", what, f"{check['ratio']:.2f}", rounds, limit, target, verdict
 
 
 def _median_line(row, name, result):

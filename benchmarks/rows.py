@@ -19,17 +19,21 @@ class Case:
     device: str = "cpu"
     attn_implementation: str | None = None
     sparsity_type: str | None = None
+    vocab_size: int = 4096
+    sparse_prediction: bool = False
+    hidden_size: int = 768
 
 
 @dataclass(frozen=True)
 class Check:
     """
-    A ratio of two cases' medians of `quantity`: `"seconds"`, `"peak_mib"` or `"seconds_per_multiply_add"`.
+    A ratio of two cases' medians of `quantity`: `"seconds"`, `"peak_mib"` or `"seconds_per_multiply_add"`; without
+    `against` the median itself.
 
     `"at least"`: `against` over `case`, how many times less `case` takes. `"at most"`: `case` over `against`.
     """
 
-    against: str
+    against: str | None
     sense: str
     target: float
     quantity: str = "seconds"
@@ -38,7 +42,11 @@ class Check:
 
 @dataclass(frozen=True)
 class Row:
-    """`cases` measured side by side, `repeats` times in turn; `checks` are the ratios to reach."""
+    """
+    `cases` measured side by side, `repeats` times in turn; `checks` are the ratios to reach. `beside` is what else the
+    machine does meanwhile: `"neighbour"`, a process that keeps one core busy, or `"worker"`, a second process that
+    does the same work at the same time (a round then takes as long as the slower of the two).
+    """
 
     name: str
     title: str
@@ -46,6 +54,7 @@ class Row:
     cases: dict[str, Case]
     checks: tuple[Check, ...] = ()
     needs_bf16: bool = False
+    beside: str | None = None
 
 
 PEERS = ("published", "longformer", "bigbird", "modernbert")
@@ -69,7 +78,7 @@ def _sparsity_type(name):
     return Check("norm", "at most", 1.5 if name == "lsh" else 1.15, case=name)
 
 
-CPU_ROWS = (
+ENCODER_ROWS = (
     _forward(256, 31, (), Check("stock", "at most", 1.05)),
     _forward(512, 31, PEERS, Check("stock", "at most", 1.05)),
     _forward(1024, 5, PEERS),
@@ -144,10 +153,87 @@ CPU_ROWS = (
     ),
 )
 
+# XLM-RoBERTa base as it is; its large size, for loading.
+REAL = {"num_layers": 12, "vocab_size": 250002}
+LARGE = {"num_layers": 24, "vocab_size": 250002, "hidden_size": 1024}
+
+
+def _loading(name, shape, weights_mib):
+    return (
+        Row(
+            f"load-{name}",
+            f"loading, {name} size",
+            31,
+            _cases(("lsg", "stock"), work="load", **shape),
+            (Check("stock", "at most", 1.05), Check("stock", "at most", 1.05, "peak_mib")),
+        ),
+        Row(
+            f"convert-{name}",
+            f"conversion, {name} size, MiB of memory",
+            5,
+            {"lsg": Case("lsg", work="convert", **shape)},
+            (Check(None, "at most", weights_mib, "peak_mib"),),
+        ),
+    )
+
+
+REAL_ROWS = (
+    Row(
+        "fill-mask",
+        "filling a mask, 12 layers, 250,002 words, 4096 tokens",
+        3,
+        {
+            "lsg": Case("lsg", work="fill mask", sparse_prediction=True, **REAL),
+            "lsg-dense": Case("lsg", work="fill mask", **REAL),
+            "stock": Case("stock", work="fill mask", attn_implementation="sdpa", **REAL),
+            "encoder": Case("lsg", **REAL),
+        },
+        (Check("stock", "at least", 3.5), Check("encoder", "at most", 1.3)),
+    ),
+    Row(
+        "masked-lm-training",
+        "masked-LM training step, 12 layers, 250,002 words, 4096 tokens, one in seven labelled",
+        2,
+        {
+            "lsg": Case("lsg", work="masked-LM training", sparse_prediction=True, **REAL),
+            "lsg-dense": Case("lsg", work="masked-LM training", **REAL),
+        },
+        (Check("lsg-dense", "at least", 2.5), Check(None, "at most", 8192, "peak_mib")),
+    ),
+    Row(
+        "classification-training",
+        "classification training step, 2 layers, 4 texts of 4096 tokens, gradient checkpointing",
+        2,
+        _cases(("lsg", "stock"), work="classification training", batch_size=4, num_layers=2),
+        (Check("stock", "at least", 4.0),),
+    ),
+    *_loading("base", REAL, 1.3 * 1059),
+    *_loading("large", LARGE, 1.15 * 2132),
+    Row(
+        "beside-neighbour",
+        "forward, 4096 tokens, beside a process that keeps one core busy",
+        9,
+        _cases(("lsg", "stock")),
+        (Check("stock", "at least", 1.55),),
+        beside="neighbour",
+    ),
+    Row(
+        "two-workers",
+        "forward, 4096 tokens, two processes at a time",
+        7,
+        _cases(("lsg", "stock")),
+        (Check("stock", "at least", 1.55),),
+        beside="worker",
+    ),
+)
+
 CUDA_TARGETS = {
     "forward": {4096: 1.4, 8192: 2.0, 16384: 3.0, 32768: 5.0},
     "training": {4096: 1.3, 8192: 1.8, 16384: 2.7, 32768: 4.5},
 }
+
+
+CPU_ROWS = REAL_ROWS + ENCODER_ROWS
 
 
 def cuda_rows(has_flash_attention):

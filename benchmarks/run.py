@@ -34,8 +34,8 @@ def main():
             print("skipped: torch sees no CUDA device here")
             return
         run(arguments, results)
-    for device, section in results.items():
-        print(table(section), end="\n\n")
+    for name, section in results.items():
+        print(f"{name}: {section['machine']['cpu']}\n\n{table(section)}", end="\n\n")
     if "cpu" in results:
         draw(results["cpu"], arguments.figures)
 
@@ -56,8 +56,8 @@ def parse_arguments():
 
 def run(arguments, results):
     """
-    Measure the rows asked for; `results[device]`, `{"machine", "published", "rows"}`, is written after each one. With
-    `--rows` the other rows that are there already are kept, with `--more` the earlier rounds too.
+    Measure the rows asked for; their section of `results`, `{"machine", "published", "rows"}`, is written after each
+    one. With `--rows` the other rows that are there already are kept, with `--more` the earlier rounds too.
     """
     all_rows = CPU_ROWS if arguments.device == "cpu" else cuda_rows(is_flash_attn_2_available())
     names = [row.name for row in all_rows]
@@ -67,11 +67,10 @@ def run(arguments, results):
     rows = [row for row in all_rows if not arguments.rows or row.name in arguments.rows]
 
     section = {"machine": describe_machine(arguments.device, arguments.threads), "published": None, "rows": {}}
-    if (arguments.rows or arguments.more) and arguments.device in results:
-        if results[arguments.device]["machine"] != section["machine"]:
-            sys.exit(f"{arguments.results} is from another machine or other software: give another --results")
-        section = results[arguments.device]
-    results[arguments.device] = section
+    name = section_name(results, arguments.device, section["machine"])
+    if (arguments.rows or arguments.more) and name in results:
+        section = results[name]
+    results[name] = section
 
     pythons = dict.fromkeys(MODELS, sys.executable)
     if any(case.model == "published" for row in rows for case in row.cases.values()):
@@ -87,6 +86,15 @@ def run(arguments, results):
         arguments.results.write_text(json.dumps(results, indent=1) + "\n")
 
 
+def section_name(results, device, machine):
+    """The device's section of this machine and software, or one that is free: rows of two machines do not mix."""
+    name, number = device, 1
+    while name in results and results[name]["machine"] != machine:
+        number += 1
+        name = f"{device}-{number}"
+    return name
+
+
 def run_row(row, earlier, pythons, arguments):
     """
     Measure one row: `{"title", "cases", "checks"}`, or `{"title", "skipped"}`. The rounds of `earlier` cases, which
@@ -97,7 +105,7 @@ def run_row(row, earlier, pythons, arguments):
         return {"title": row.title, "skipped": "the CPU has no bfloat16 instructions"}
     cases = {name: case for name, case in row.cases.items() if case.model in pythons}
     repeats = QUICK_REPEATS if arguments.quick else row.repeats
-    measured = measure(cases, repeats, pythons, arguments.threads)
+    measured = measure(cases, repeats, pythons, arguments.threads, row.beside)
     for name, result in measured.items():
         if "seconds" in result:
             result["seconds"] = earlier.get(name, {}).get("seconds", []) + result["seconds"]

@@ -11,12 +11,14 @@ import gc
 import json
 import os
 import re
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from time import perf_counter
 
 import torch
-from contenders import HIDDEN_SIZE, MODELS, NUM_HEADS, VOCAB_SIZE
+from contenders import HEAD_DIM, MODELS
 
 
 SEED = 0
@@ -37,7 +39,7 @@ class Forward:
     def inputs(self, length):
         size = (self.case["batch_size"], length)
         generator = torch.Generator().manual_seed(SEED)
-        input_ids = torch.randint(FIRST_WORD, VOCAB_SIZE, size, generator=generator)
+        input_ids = torch.randint(FIRST_WORD, self.case["vocab_size"], size, generator=generator)
         return {"input_ids": input_ids.to(self.case["device"])}
 
     @torch.no_grad()
@@ -73,7 +75,7 @@ class Training(Forward):
         inputs = super().inputs(length)
         generator = torch.Generator().manual_seed(SEED)
         # That of the loss; a sum's would vanish in the last LayerNorm.
-        gradient = torch.randn(*inputs["input_ids"].shape, HIDDEN_SIZE, generator=generator)
+        gradient = torch.randn(*inputs["input_ids"].shape, self.case["hidden_size"], generator=generator)
         return inputs, gradient.to(self.case["device"], self.model.dtype)
 
     def run(self, inputs):
@@ -82,6 +84,88 @@ class Training(Forward):
 
     def clear(self):
         self.model.zero_grad(set_to_none=True)
+
+
+class FillMask(Forward):
+    """What `FillMaskPipeline` does with a model: the logits of the one mask, the best words of them."""
+
+    @torch.no_grad()
+    def run(self, inputs):
+        masked_index = torch.tensor([inputs["input_ids"].shape[1] // 2])
+        self.model(**inputs).logits[0, masked_index, :].softmax(dim=-1).topk(5)
+
+
+class LabelledTraining(Training):
+    """A forward and a backward pass of a head in train mode, from its own loss."""
+
+    def run(self, inputs):
+        self.model(**inputs).loss.backward()
+
+
+class MaskedLMTraining(LabelledTraining):
+    """One token in seven has a label."""
+
+    def inputs(self, length):
+        inputs = Forward.inputs(self, length)
+        is_labelled = torch.arange(length) % 7 == 0
+        return inputs | {"labels": inputs["input_ids"].masked_fill(~is_labelled, -100)}
+
+
+class ClassificationTraining(LabelledTraining):
+    """Each layer's activations are computed again in the backward pass."""
+
+    def __init__(self, case):
+        super().__init__(case)
+        self.model.gradient_checkpointing_enable()
+
+    def inputs(self, length):
+        return Forward.inputs(self, length) | {"labels": torch.arange(self.case["batch_size"]) % 2}
+
+
+class Load:
+    """`from_pretrained` of a checkpoint with random weights, its files in memory."""
+
+    multiply_adds = None
+
+    def __init__(self, case):
+        self.folder = tempfile.TemporaryDirectory(prefix="lsg-benchmark-")
+        self.source = Path(self.folder.name, "source")
+        model = MODELS[self.built(case)](case)
+        self.model_class = type(model)
+        model.save_pretrained(self.source)
+
+    def built(self, case):
+        return case["model"]
+
+    def inputs(self, length):
+        return None
+
+    def run(self, inputs):
+        self.model = self.model_class.from_pretrained(self.source)
+
+    def clear(self):
+        self.model = None
+
+
+class Convert(Load):
+    """`LSGConverter` on a stock checkpoint of the same size, down to the written folder."""
+
+    def __init__(self, case):
+        super().__init__(case | {"work": "load"})
+        tokenizer = Path(__file__).parents[1] / "models" / "tiny-xlm-roberta"
+        for name in ("tokenizer.json", "tokenizer_config.json", "sentencepiece.bpe.model"):
+            shutil.copy(tokenizer / name, self.source)
+
+    def built(self, case):
+        return "stock"
+
+    def run(self, inputs):
+        from lsg_xlmr.cli import main
+
+        target = Path(self.folder.name, "target")
+        if main(["--initial_model", str(self.source), "--model_name", str(target)]):
+            raise RuntimeError("the conversion failed")
+        shutil.rmtree(target)
 
 
 class Product:
@@ -95,16 +179,20 @@ class Product:
             from lsg_xlmr.pattern import AttentionInputs, is_visible
 
             self.lsg_attention, self.attention_inputs, self.is_visible = lsg_attention, AttentionInputs, is_visible
-            self.config = LSGConfig(hidden_size=HIDDEN_SIZE, num_attention_heads=NUM_HEADS)
+            self.config = LSGConfig(
+                hidden_size=case["hidden_size"], num_attention_heads=case["hidden_size"] // HEAD_DIM
+            )
 
     def inputs(self, length):
         num_global_tokens = self.config.num_global_tokens if self.case["model"] == "lsg" else 0
         positions = num_global_tokens + length
         pairs = self._visible_pairs(length) + num_global_tokens * positions if num_global_tokens else length**2
-        self.multiply_adds = 2 * HIDDEN_SIZE * pairs  # a score and a weighted value for every head
+        self.multiply_adds = 2 * self.case["hidden_size"] * pairs  # a score and a weighted value for every head
         generator = torch.Generator().manual_seed(SEED)
         return [
-            torch.randn(1, positions, HIDDEN_SIZE, generator=generator).unflatten(2, (NUM_HEADS, -1)).transpose(1, 2)
+            torch.randn(1, positions, self.case["hidden_size"], generator=generator)
+            .unflatten(2, (-1, HEAD_DIM))
+            .transpose(1, 2)
             for _ in range(3)
         ]
 
@@ -120,14 +208,24 @@ class Product:
         if self.case["model"] == "stock":
             torch.nn.functional.scaled_dot_product_attention(*inputs)
         else:
-            scaling = (HIDDEN_SIZE // NUM_HEADS) ** -0.5
+            scaling = HEAD_DIM**-0.5
             self.lsg_attention(self.attention_inputs(*inputs, None, self.config, scaling), "sdpa")
 
     def clear(self):
         """Nothing is left behind."""
 
 
-WORKS = {"forward": Forward, "padded forward": PaddedForward, "training": Training, "product": Product}
+WORKS = {
+    "forward": Forward,
+    "padded forward": PaddedForward,
+    "training": Training,
+    "product": Product,
+    "fill mask": FillMask,
+    "masked-LM training": MaskedLMTraining,
+    "classification training": ClassificationTraining,
+    "load": Load,
+    "convert": Convert,
+}
 
 
 class HostMemory:
