@@ -1,4 +1,4 @@
-"""Draws length against time and against memory, a line per model, from the forward rows of the results."""
+"""Draws length against time and memory, a line per model, from the forward rows of the results; and whole jobs."""
 
 from statistics import median
 
@@ -34,6 +34,38 @@ def draw(section, folder):
     _draw_figure(folder / "speed.png", seconds, "seconds", "Time of one forward pass", section["machine"])
     title = "Peak memory of one forward pass, above the weights"
     _draw_figure(folder / "memory.png", mebibytes, "MiB", title, section["machine"])
+
+
+# What is faster than what in the figure of whole jobs: row, case, the case it is compared with, and the bar's label.
+JOBS = (
+    ("fill-mask", "lsg", "stock", "filling a mask"),
+    ("masked-lm-training", "lsg", "lsg-dense", "masked-LM training step\n(against the head at every position)"),
+    ("classification-training", "lsg", "stock", "classification training step,\nbatch 4, checkpointing (2 layers)"),
+    ("forward-4096", "lsg", "stock", "encoder (4 layers)"),
+    ("bfloat16", "lsg", "stock", "encoder in bfloat16"),
+    ("beside-neighbour", "lsg", "stock", "encoder, one core busy"),
+    ("two-workers", "lsg", "stock", "encoder, two processes at a time"),
+)
+
+
+def draw_jobs(section, folder):
+    """Write `jobs.png` to `folder`: how many times faster whole jobs are, from the rows that were measured."""
+    bars = []
+    for name, case, against, label in JOBS:
+        cases = section["rows"].get(name, {}).get("cases", {})
+        if all("seconds" in cases.get(other, {}) for other in (case, against)):
+            seconds = [median(cases[other]["seconds"]) for other in (against, case)]
+            bars.append((label, seconds[0] / seconds[1], f"{seconds[0]:,.3g} s, {seconds[1]:,.3g} s"))
+    figure, axes = plt.subplots(figsize=(8, 0.6 * len(bars) + 1.4), layout="constrained")
+    labels, ratios, notes = zip(*reversed(bars))
+    drawn = axes.barh(labels, ratios, color=LINES["lsg"][1])
+    axes.bar_label(drawn, [f"{ratio:.1f}   ({note})" for ratio, note in zip(ratios, notes)], padding=4)
+    axes.axvline(1, color="#000000", linewidth=1)
+    axes.set(xlim=(0, 1.5 * max(ratios)), xlabel="times faster at 4,096 tokens (before, after)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(f"Against XLM-RoBERTa on SDPA; {section['machine']['cpu']}, 2 cores", loc="left", fontweight="bold")
+    figure.savefig(folder / "jobs.png", dpi=150)
+    plt.close(figure)
 
 
 def _draw_figure(path, points, unit, title, machine):

@@ -2,7 +2,7 @@
 Measure LSG attention against dense attention and its peers: `python benchmarks/run.py`.
 
 Prints the table of ratios and targets, writes every raw number to `benchmarks/results.json` and draws
-`docs/speed.png` and `docs/memory.png`. See README.md beside this file for how numbers are taken.
+`docs/speed.png`, `docs/memory.png` and `docs/jobs.png`. See README.md beside this file for how numbers are taken.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import torch
 from contenders import MODELS
 from machine import describe_machine, has_bf16_instructions
 from measure import measure
-from plot import draw
+from plot import draw, draw_jobs
 from published import published_environment
 from report import judge, table
 from rows import CPU_ROWS, cuda_rows
@@ -38,6 +38,9 @@ def main():
         print(f"{name}: {section['machine']['cpu']}\n\n{table(section)}", end="\n\n")
     if "cpu" in results:
         draw(results["cpu"], arguments.figures)
+    for section in results.values():
+        if "fill-mask" in section["rows"]:
+            draw_jobs(section, arguments.figures)
 
 
 def parse_arguments():
