@@ -108,9 +108,14 @@ class _LSGHead:
     """Puts [`LSGXLMRobertaModel`] in the place of the stock encoder under a stock head."""
 
     def __init__(self, config):
-        # The stock encoder goes again: without initial weights it costs neither time nor memory.
+        num_hidden_layers = config.num_hidden_layers
         with no_init_weights():
-            super().__init__(config)
+            # The stock encoder goes again: with one layer, and no initial weights, it costs neither time nor memory.
+            config.num_hidden_layers = 1
+            try:
+                super().__init__(config)
+            finally:
+                config.num_hidden_layers = num_hidden_layers
             # An old config may ask for checkpointing: the encoder above has taken the request.
             checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
             # transformers 5.0 builds the multiple choice head without the pooler that its forward needs
