@@ -96,11 +96,8 @@ def run_on_own_threads(function, *args, **kwargs):
     `function(*args, **kwargs)` without gradients, on a thread of ours whose torch operations are not cut into parts.
     [`run_in_parallel`] within it has as many threads as torch would use here.
     """
-    pool = _thread_pool(torch.get_num_threads())
-    context = copy_context()
-    return pool.submit(
-        context.run, _without_gradients, torch.is_inference_mode_enabled(), function, args, kwargs
-    ).result()
+    pool, inference_mode = _thread_pool(torch.get_num_threads()), torch.is_inference_mode_enabled()
+    return pool.submit(copy_context().run, _without_gradients, inference_mode, function, args, kwargs).result()
 
 
 def run_in_parallel(function, pieces):
@@ -148,16 +145,12 @@ def in_pieces(function, modules, *states, num_results=1):
     the `modules` that it calls has hooks, which are to see the whole, or is in train mode, where random numbers are
     drawn in turn, or autocast chooses the results' dtype.
     """
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not runs_in_pieces(states[0]):
+        return function(*states)
     num_positions, num_threads = states[0].shape[:2].numel(), num_parallel()
     size = POSITIONS_SHARED if num_threads == 1 else POSITIONS
     num_pieces = max(1, round(num_positions / (size * num_threads))) * num_threads
-    if (
-        num_pieces == 1
-        or not runs_in_pieces(states[0])
-        or torch.is_grad_enabled()
-        or torch.is_autocast_enabled("cpu")
-        or any(map(_is_watched, modules))
-    ):
+    if num_pieces == 1 or any(map(_is_watched, modules)):
         return function(*states)
     results = [torch.empty_like(states[0], memory_format=torch.contiguous_format) for _ in range(num_results)]
 
@@ -1200,12 +1193,8 @@ class LSGEncoder(XLMRobertaEncoder):
         padding_states = hidden_states.new_zeros(batch_size, padded_length(length, self.config) - length, hidden_size)
         states = hidden_states, global_states, padding_states
         is_dense = self.config._attn_implementation == "eager" or kwargs.get("output_attentions")
-        if (
-            length > 2 * self.config.block_size
-            and not is_dense
-            and not self.training
-            and has_own_threads(hidden_states)
-        ):
+        is_short = length <= 2 * self.config.block_size
+        if not (is_dense or is_short or self.training) and has_own_threads(hidden_states):
             states = run_on_own_threads(self._run_layers, attention_mask, *states, **kwargs)
         else:
             states = self._run_layers(attention_mask, *states, **kwargs)

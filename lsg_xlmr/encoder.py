@@ -169,12 +169,8 @@ class LSGEncoder(XLMRobertaEncoder):
         padding_states = hidden_states.new_zeros(batch_size, padded_length(length, self.config) - length, hidden_size)
         states = hidden_states, global_states, padding_states
         is_dense = self.config._attn_implementation == "eager" or kwargs.get("output_attentions")
-        if (
-            length > 2 * self.config.block_size
-            and not is_dense
-            and not self.training
-            and has_own_threads(hidden_states)
-        ):
+        is_short = length <= 2 * self.config.block_size
+        if not (is_dense or is_short or self.training) and has_own_threads(hidden_states):
             states = run_on_own_threads(self._run_layers, attention_mask, *states, **kwargs)
         else:
             states = self._run_layers(attention_mask, *states, **kwargs)
