@@ -10,6 +10,7 @@ os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="lsg-modules-")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from transformers import set_seed  # noqa: E402
 
 from lsg_xlmr import LSGConfig  # noqa: E402
@@ -53,3 +54,20 @@ def token_ids():
         return torch.randint(5, 99, (batch_size, length))
 
     return make
+
+
+@pytest.fixture
+def stored_weights():
+    """
+    A function that reads a checkpoint's `model.safetensors`. A model that was loaded by transformers 5.0 is saved with
+    the LayerNorms' old names.
+    """
+
+    def read(folder):
+        weights = load_file(folder / "model.safetensors")
+        return {
+            name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): weight
+            for name, weight in weights.items()
+        }
+
+    return read

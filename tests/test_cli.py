@@ -138,7 +138,7 @@ def test_source_card_that_says_nothing(run, source, header):
     assert "license" not in metadata_load("out/README.md")
 
 
-def test_loads_where_the_package_is_not(tmp_path):
+def test_loads_where_the_package_is_not(tmp_path, stored_weights):
     """The script of a clone from another folder, and a process that sees only what was written."""
     options = {"initial_model": str(SOURCE), "model_name": "out", "model_kwargs": BLOCKS}
     (tmp_path / "options.json").write_text(json.dumps(options))
@@ -155,7 +155,7 @@ def test_loads_where_the_package_is_not(tmp_path):
         expected = model(**inputs).logits
     answers = torch.load(tmp_path / "answers.pt")
     torch.testing.assert_close(answers, [expected] * 2, rtol=0, atol=1e-5)
-    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("out", "again")]
+    weights = [stored_weights(tmp_path / name) for name in ("out", "again")]
     state_dict = model.state_dict()
     torch.testing.assert_close(weights, [{name: state_dict[name] for name in weights[0]}] * 2, rtol=0, atol=0)
     assert sorted(set(FILES) - {path.name for path in (tmp_path / "again").iterdir()}) == [
