@@ -50,8 +50,8 @@ class LSGDropout(nn.Dropout):
         Args:
             input (`torch.Tensor`): of any shape and floating dtype.
         """
-        is_small = input.numel() < MIN_ELEMENTS
-        if is_small or not self.training or self.p == 0 or not runs_in_pieces(input):
+        # The size is asked last: traced, it would tie the graph to it.
+        if not self.training or self.p == 0 or not runs_in_pieces(input) or input.numel() < MIN_ELEMENTS:
             return super().forward(input)
         kept = torch.empty_like(input, memory_format=torch.contiguous_format)
         kept_elements(*draw_dropout(input.shape, self.p), kept)
