@@ -15,6 +15,7 @@ from .modeling_lsg_xlm_roberta import (
     LSGXLMRobertaModel,
     LSGXLMRobertaPreTrainedModel,
 )
+from .onnx_export import export_onnx
 
 
 # The files of a checkpoint copy themselves on save; those of this package must be merged first.
@@ -34,4 +35,5 @@ __all__ = [
     "LSGXLMRobertaForTokenClassification",
     "LSGXLMRobertaModel",
     "LSGXLMRobertaPreTrainedModel",
+    "export_onnx",
 ]

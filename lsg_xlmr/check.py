@@ -39,11 +39,10 @@ def check_heads(folder):
 @torch.inference_mode()
 def check_fill_mask(folder, source, token=None):
     """
-    Fills a mask by the source and by the checkpoint in `folder`. All is well if the source's first answer is still
-    the first, or at least half as probable as it was.
+    Fills a mask by the source and by the checkpoint in `folder`.
 
     Returns:
-        `tuple[str, bool]`: a line with both answers, and whether all was well.
+        `tuple[str, bool]`: see [`compared_words`].
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = TEXT.format(mask=tokenizer.mask_token)
@@ -52,9 +51,22 @@ def check_fill_mask(folder, source, token=None):
     for model in (_source_model(source, token), AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)):
         logits = model.eval()(**inputs).logits[inputs.input_ids == tokenizer.mask_token_id][0]
         probabilities.append(logits.float().softmax(-1))
-    before, after = probabilities
+    return compared_words(tokenizer, text, *probabilities)
+
+
+def compared_words(tokenizer, text, before, after, names=("before", "after")):
+    """
+    Args:
+        text (`str`): with a mask.
+        before, after (`torch.Tensor` of shape `(vocab_size,)`): the words' probabilities in its place, by two models.
+        names (`tuple[str, str]`): of the two.
+
+    Returns:
+        `tuple[str, bool]`: a line with both answers, and whether all is well: the first answer before is still the
+        first, or at least half as probable as it was.
+    """
     first, now = int(before.argmax()), int(after.argmax())
-    line = f"{text}  {_word(tokenizer, first)} {before[first]:.3f} before, {after[first]:.3f} after"
+    line = f"{text}  {_word(tokenizer, first)} {before[first]:.3f} {names[0]}, {after[first]:.3f} {names[1]}"
     if now != first:
         line += f", when {_word(tokenizer, now)} {after[now]:.3f} is the first"
     return line, now == first or bool(after[first] >= before[first] / 2)

@@ -19,7 +19,8 @@ from transformers.utils import logging as transformers_logging
 from .check import check_fill_mask, check_heads
 from .conversion import ARCHITECTURES, LSGConverter, first_line, quiet_transformers, read_config
 from .folder import folder_size, new_folder, save_checkpoint, side_files
-from .model_card import loading_snippet, model_card
+from .model_card import loading_snippet, model_card, with_onnx_section
+from .onnx_export import FILE, INT8_FILE, export_onnx, require_onnx, write_onnx
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,8 +39,8 @@ def main(argv=None):
     options = _parse(sys.argv[1:] if argv is None else argv)
     try:
         with _quiet(), logging_redirect_tqdm([logging.getLogger(__package__)]):
-            return _convert(options)
-    except (ValueError, OSError) as error:
+            return _convert(options) if options.initial_model else _export(options)
+    except (ValueError, OSError, ImportError) as error:
         print(f"lsg-convert: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
@@ -54,7 +55,7 @@ def _parse(argv):
     )
     add = parser.add_argument
     flag = {"nargs": "?", "const": True, "default": False, "type": string_to_bool, "metavar": "BOOL"}
-    add("--initial_model", required=True, help="folder or hub name of the checkpoint to convert")
+    add("--initial_model", help="folder or hub name of the checkpoint to convert")
     add("--model_name", required=True, help="folder to write")
     add("--max_sequence_length", type=int, default=4096, help="longest input in tokens")
     add("--architecture", help="class of the result, such as LSGXLMRobertaForMaskedLM; the source's if not given")
@@ -63,6 +64,15 @@ def _parse(argv):
     add("--keep_first_global_token", **flag, help="keep the first global token of an LSG source")
     add("--resize_lsg", **flag, help="keep all global tokens of an LSG source, change its length only")
     add("--model_kwargs", type=_dict, default={}, help="fields of LSGConfig, as \"{'block_size': 64}\"")
+    add(
+        "--onnx",
+        nargs="?",
+        const="float32",
+        type=_onnx_files,
+        metavar="TYPE",
+        help="write onnx/model.onnx too and, of type int8, onnx/model_qint8.onnx; without --initial_model into the "
+        "LSG checkpoint that --model_name is already",
+    )
     add("--run_test", **flag, help="load the result, run every head, compare a filled mask with the source's")
     add("--seed", type=int, default=123, help="seed of what is drawn: random global tokens, new heads")
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="type of the weights; the source's if not given")
@@ -78,7 +88,14 @@ def _parse(argv):
     )
     if len(argv) == 1 and argv[0].endswith(".json"):
         argv = _json_arguments(parser, argv[0])
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.initial_model is None:
+        if options.onnx is None:
+            parser.error("the following arguments are required: --initial_model")
+        for name in vars(options).keys() - {"model_name", "onnx", "overwrite", "run_test"}:
+            if getattr(options, name) != parser.get_default(name):
+                parser.error(f"--{name} takes --initial_model: {options.model_name} is exported as it is")
+    return options
 
 
 def _json_arguments(parser, path):
@@ -97,6 +114,13 @@ def _repository(text):
     return {"true": "", "false": None}.get(text.lower(), text)  # as a JSON file may say it
 
 
+def _onnx_files(text):
+    value = {"true": "float32", "false": None}.get(text.lower(), text)
+    if value not in ("float32", "int8", None):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither float32 nor int8")
+    return value
+
+
 def _dict(text):
     try:
         try:
@@ -113,6 +137,8 @@ def _dict(text):
 def _convert(options):
     started = time.perf_counter()
     source, target = options.initial_model, options.model_name
+    if options.onnx:
+        require_onnx()
     converter = LSGConverter(
         max_sequence_length=options.max_sequence_length,
         random_global_init=options.random_global_init,
@@ -127,7 +153,7 @@ def _convert(options):
     keep = [Path(source)] if Path(source).is_dir() else []
     with (
         new_folder(target, options.overwrite, keep) as folder,
-        tqdm(total=3, bar_format="{desc:<11}|{bar:30}| {elapsed}", leave=False) as bar,
+        tqdm(total=3 + bool(options.onnx), bar_format="{desc:<11}|{bar:30}| {elapsed}", leave=False) as bar,
     ):
         bar.set_description_str("Reading")
         source_config = read_config(source, options.token)
@@ -139,10 +165,16 @@ def _convert(options):
         bar.set_description_str("Writing")
         save_checkpoint(model, tokenizer, folder, files)
         card = model_card(model, tokenizer, converter, name, source, source_config, files)
-        (folder / "README.md").write_text(card, encoding="utf-8")
         bar.update()
+        if options.onnx:
+            bar.set_description_str("ONNX")
+            (folder / "onnx").mkdir()
+            report = write_onnx(folder, folder / "onnx", options.onnx == "int8")
+            card = with_onnx_section(card, report)
+            bar.update()
+        (folder / "README.md").write_text(card, encoding="utf-8")
     seconds = time.perf_counter() - started
-    well = not options.run_test or _test(options, model, source_config)
+    well = not options.run_test or _test(options, type(model).__name__, source_config)
     if well and options.push_to_hub is not None:
         _push(name, options)
     count, size = folder_size(target)
@@ -151,16 +183,50 @@ def _convert(options):
         f"{size / 1e6:.1f} MB, in {seconds:.1f} s. Load it with\n\n"
         f"{loading_snippet(model, name)}"
     )
+    if options.onnx:
+        print(f"\n{_told(report)}")
     if not well:
         print(f"lsg-convert: the test failed, see above; {target} is left as it is.", file=sys.stderr)
     return 0 if well else 1
 
 
-def _test(options, model, source_config):
+def _export(options):
+    """Adds the ONNX files to a checkpoint that is there."""
+    report = export_onnx(options.model_name, options.onnx == "int8", options.overwrite)
+    architecture = read_config(options.model_name)["architectures"][0]
+    well = not options.run_test or _report(_onnx_findings(options, architecture))
+    print(f"Wrote {options.model_name}/onnx. {_told(report)}")
+    return 0 if well else 1
+
+
+def _told(report):
+    """What there is to say of the ONNX files."""
+    text = f"onnx/model.onnx gives PyTorch's answers but for {report.difference:.0e} of the greatest."
+    if report.int8_cosine is not None:
+        text += f" onnx/model_qint8.onnx has 8-bit weights; cosine to float32 {report.int8_cosine:.4f}."
+    return text
+
+
+def _test(options, architecture, source_config):
     findings = list(tqdm(check_heads(options.model_name), "Testing", total=len(ARCHITECTURES), leave=False))
-    architecture = type(model).__name__.removeprefix("LSG")
-    if architecture == "XLMRobertaForMaskedLM" == (source_config.get("architectures") or [""])[0].removeprefix("LSG"):
+    source_architecture = (source_config.get("architectures") or [""])[0].removeprefix("LSG")
+    if architecture.removeprefix("LSG") == "XLMRobertaForMaskedLM" == source_architecture:
         findings.append(check_fill_mask(options.model_name, options.initial_model, options.token))
+    if options.onnx:
+        findings.extend(_onnx_findings(options, architecture))
+    return _report(findings)
+
+
+def _onnx_findings(options, architecture):
+    if architecture != "LSGXLMRobertaForMaskedLM":
+        return []
+    from .onnx_check import check_onnx_fill_mask
+
+    files = (FILE, INT8_FILE) if options.onnx == "int8" else (FILE,)
+    return [check_onnx_fill_mask(options.model_name, file) for file in files]
+
+
+def _report(findings):
     for line, well in findings:
         print(f"{'ok    ' if well else 'FAILED'} {line}")
     return all(well for _, well in findings)
