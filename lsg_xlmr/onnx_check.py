@@ -104,7 +104,7 @@ class Trials:
 
     def _inputs(self, config, tokenizer):
         block_size, maximum = config.block_size, config.max_sequence_length
-        words = torch.tensor(tokenizer(TEXT, add_special_tokens=False)["input_ids"])
+        words = torch.tensor(tokenizer(TEXT, add_special_tokens=False, verbose=False)["input_ids"])
         words = words.repeat(-(-maximum // len(words)))
         words[::40] = tokenizer.mask_token_id
         shapes = [(1, 1), (2, block_size // 2 + 1), (2, 2 * block_size), (4, 2 * block_size + 1)]
@@ -119,7 +119,7 @@ class Trials:
             hole = slice(length // 2, length // 2 + block_size // 2)
             input_ids[3:4, hole], attention_mask[3:4, hole] = words[1], 0
             if self.architecture == "LSGXLMRobertaForMultipleChoice":
-                input_ids, attention_mask = (x[:, None].expand(-1, 2, -1) for x in (input_ids, attention_mask))
+                input_ids, attention_mask = (x[:, None].repeat(1, 2, 1) for x in (input_ids, attention_mask))
             yield {"input_ids": input_ids, "attention_mask": attention_mask}
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import InlinePass, NameFixPass
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, InlinePass, NameFixPass
 from onnxscript.optimizer import optimize
 from torch import nn
 from torch.export import Dim
@@ -66,6 +66,7 @@ def onnx_model(model, mask_token_id, opset_version):
         _inline(graph, model, opset_version)
     _name_nodes(graph, config)
     NameFixPass()(graph)
+    ClearMetadataAndDocStringPass()(graph)  # where in the code each node comes from
     return graph
 
 
@@ -81,10 +82,11 @@ class _TracedModel(nn.Module):
 
     def forward(self, input_ids, attention_mask):
         architecture = type(self.model).__name__
+        inputs = {"attention_mask": attention_mask, "token_type_ids": torch.zeros_like(input_ids)}
         if architecture == "LSGXLMRobertaForMaskedLM":
-            features = self.model.roberta(input_ids, attention_mask).last_hidden_state
+            features = self.model.roberta(input_ids, **inputs).last_hidden_state
             return self.model.lm_head(features[input_ids == self.mask_token_id])
-        outputs = self.model(input_ids, attention_mask)
+        outputs = self.model(input_ids, **inputs)
         return tuple(outputs[name] for name in OUTPUTS[architecture])
 
 
