@@ -227,13 +227,51 @@ REAL_ROWS = (
     ),
 )
 
+
+def _onnx(name, title, repeats, *checks, work="", **changes):
+    """Stock and LSG by ONNX Runtime, in float32 and in 8 bits, and by PyTorch."""
+    cases = {}
+    for model, case in _cases(("lsg", "stock"), work=f"{work}forward", **changes).items():
+        onnx = replace(case, work=f"{work}onnx forward", attn_implementation=None)
+        cases |= {f"{model}-torch": case, model: onnx, f"{model}-int8": replace(onnx, dtype="int8")}
+    return Row(f"onnx-{name}", f"ONNX Runtime, forward, {title}", repeats, cases, checks)
+
+
+_INT8 = Check("stock-torch", "at least", 2.5, case="lsg-int8")
+
+ONNX_ROWS = (
+    _onnx("64", "64 tokens", 31, length=64),
+    _onnx("512", "512 tokens", 15, Check("stock", "at most", 1.08), length=512),
+    _onnx("1024", "1024 tokens", 9, length=1024),
+    _onnx("2048", "2048 tokens", 7, _INT8, length=2048),
+    _onnx(
+        "4096",
+        "4096 tokens",
+        7,
+        Check("stock", "at least", 2.3),
+        Check("stock-int8", "at least", 3.0, case="lsg-int8"),
+        _INT8,
+    ),
+    _onnx(
+        "padded",
+        "a padded batch, 4 texts of 300 to 4000 tokens",
+        3,
+        Check("stock", "at least", 2.3),
+        Check("stock-int8", "at least", 3.0, case="lsg-int8"),
+        _INT8,
+        work="padded ",
+        batch_size=4,
+        length=4000,
+    ),
+)
+
 CUDA_TARGETS = {
     "forward": {4096: 1.4, 8192: 2.0, 16384: 3.0, 32768: 5.0},
     "training": {4096: 1.3, 8192: 1.8, 16384: 2.7, 32768: 4.5},
 }
 
 
-CPU_ROWS = REAL_ROWS + ENCODER_ROWS
+CPU_ROWS = REAL_ROWS + ENCODER_ROWS + ONNX_ROWS
 
 
 def cuda_rows(has_flash_attention):

@@ -23,7 +23,7 @@ from contenders import HEAD_DIM, MODELS
 
 SEED = 0
 WARM_UP_LENGTH = 1024  # tokens
-FIRST_WORD = 5  # ids below are special tokens
+FIRST_WORD, PAD_TOKEN_ID = 5, 1  # ids below the first word are special tokens
 PADDED_LENGTHS = (300, 4000)  # tokens
 
 
@@ -60,8 +60,35 @@ class PaddedForward(Forward):
         lengths = lengths.clamp(max=length)
         inputs = super().inputs(int(lengths.max()))
         attention_mask = torch.arange(int(lengths.max())) < lengths[:, None]
-        inputs["input_ids"][~attention_mask] = self.model.config.pad_token_id
+        inputs["input_ids"][~attention_mask] = PAD_TOKEN_ID
         return inputs | {"attention_mask": attention_mask.long()}
+
+
+class OnnxForward(Forward):
+    """A forward pass of the model's ONNX file by ONNX Runtime, with a mask that hides nothing."""
+
+    def __init__(self, case):
+        import onnxruntime
+        from onnx_files import write_onnx_file
+
+        self.case = case
+        with tempfile.TemporaryDirectory(prefix="lsg-benchmark-") as folder:
+            model = MODELS[case["model"]](case).eval()
+            path = write_onnx_file(model, Path(folder), case["dtype"])
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = case["threads"]
+            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def inputs(self, length):
+        inputs = super().inputs(length)
+        return inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])}
+
+    def run(self, inputs):
+        self.session.run(None, {name: x.numpy() for name, x in inputs.items()})
+
+
+class PaddedOnnxForward(PaddedForward, OnnxForward):
+    """[`OnnxForward`] of texts of different lengths."""
 
 
 class Training(Forward):
@@ -218,6 +245,8 @@ class Product:
 WORKS = {
     "forward": Forward,
     "padded forward": PaddedForward,
+    "onnx forward": OnnxForward,
+    "padded onnx forward": PaddedOnnxForward,
     "training": Training,
     "product": Product,
     "fill mask": FillMask,

@@ -1,9 +1,6 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
 """The command line of the conversion: `lsg-convert`, `python -m lsg_xlmr`, `python convert_checkpoint.py`."""
 
-import argparse
-import ast
-import json
 import logging
 import sys
 import time
@@ -13,19 +10,14 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
-from transformers.hf_argparser import string_to_bool
 from transformers.utils import logging as transformers_logging
 
+from .arguments import parse_arguments
 from .check import check_fill_mask, check_heads
 from .conversion import ARCHITECTURES, LSGConverter, first_line, quiet_transformers, read_config
 from .folder import folder_size, new_folder, save_checkpoint, side_files
 from .model_card import loading_snippet, model_card, with_onnx_section
 from .onnx_export import FILE, INT8_FILE, export_onnx, require_onnx, write_onnx
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def main(argv=None):
@@ -36,102 +28,13 @@ def main(argv=None):
     Returns:
         `int`: 0; 1 if `--run_test` found something; 2 if there is no conversion, for a reason told on stderr.
     """
-    options = _parse(sys.argv[1:] if argv is None else argv)
+    options = parse_arguments(sys.argv[1:] if argv is None else argv)
     try:
         with _quiet(), logging_redirect_tqdm([logging.getLogger(__package__)]):
             return _convert(options) if options.initial_model else _export(options)
     except (ValueError, OSError, ImportError) as error:
         print(f"lsg-convert: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-
-
-def _parse(argv):
-    parser = _Parser(
-        prog="lsg-convert",
-        description="Converts an XLM-RoBERTa checkpoint to LSG attention, for long inputs. No training is done.",
-        epilog="Instead of options, one JSON file that holds them can be given.",
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    flag = {"nargs": "?", "const": True, "default": False, "type": string_to_bool, "metavar": "BOOL"}
-    add("--initial_model", help="folder or hub name of the checkpoint to convert")
-    add("--model_name", required=True, help="folder to write")
-    add("--max_sequence_length", type=int, default=4096, help="longest input in tokens")
-    add("--architecture", help="class of the result, such as LSGXLMRobertaForMaskedLM; the source's if not given")
-    add("--random_global_init", **flag, help="draw the global tokens from the distribution of the word embeddings")
-    add("--global_positional_stride", type=int, default=64, help="tokens between the positions of global tokens")
-    add("--keep_first_global_token", **flag, help="keep the first global token of an LSG source")
-    add("--resize_lsg", **flag, help="keep all global tokens of an LSG source, change its length only")
-    add("--model_kwargs", type=_dict, default={}, help="fields of LSGConfig, as \"{'block_size': 64}\"")
-    add(
-        "--onnx",
-        nargs="?",
-        const="float32",
-        type=_onnx_files,
-        metavar="TYPE",
-        help="write onnx/model.onnx too and, of type int8, onnx/model_qint8.onnx; without --initial_model into the "
-        "LSG checkpoint that --model_name is already",
-    )
-    add("--run_test", **flag, help="load the result, run every head, compare a filled mask with the source's")
-    add("--seed", type=int, default=123, help="seed of what is drawn: random global tokens, new heads")
-    add("--dtype", choices=("float32", "float16", "bfloat16"), help="type of the weights; the source's if not given")
-    add("--overwrite", **flag, help="replace the folder to write if it is not empty")
-    add("--token", help="access token of the Hugging Face hub")
-    add(
-        "--push_to_hub",
-        nargs="?",
-        const="",
-        type=_repository,
-        metavar="REPO",
-        help="push the result to this repository, by default one of the folder's name",
-    )
-    if len(argv) == 1 and argv[0].endswith(".json"):
-        argv = _json_arguments(parser, argv[0])
-    options = parser.parse_args(argv)
-    if options.initial_model is None:
-        if options.onnx is None:
-            parser.error("the following arguments are required: --initial_model")
-        for name in vars(options).keys() - {"model_name", "onnx", "overwrite", "run_test"}:
-            if getattr(options, name) != parser.get_default(name):
-                parser.error(f"--{name} takes --initial_model: {options.model_name} is exported as it is")
-    return options
-
-
-def _json_arguments(parser, path):
-    """The options in a JSON file as arguments, so that they meet the same checks."""
-    try:
-        options = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        parser.error(f"{path} cannot be read as a JSON file: {first_line(error)}")
-    if not isinstance(options, dict):
-        parser.error(f"{path} must hold one JSON object of options")
-    given = {name: value for name, value in options.items() if value is not None}
-    return [f"--{name}={value}" for name, value in given.items()]
-
-
-def _repository(text):
-    return {"true": "", "false": None}.get(text.lower(), text)  # as a JSON file may say it
-
-
-def _onnx_files(text):
-    value = {"true": "float32", "false": None}.get(text.lower(), text)
-    if value not in ("float32", "int8", None):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither float32 nor int8")
-    return value
-
-
-def _dict(text):
-    try:
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = json.loads(text.replace("'", '"'))  # true and null, as the published converter takes them
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no dict such as \"{{'block_size': 64}}\"")
-    return value
 
 
 def _convert(options):

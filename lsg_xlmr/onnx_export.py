@@ -97,17 +97,13 @@ def write_onnx(folder, target, int8=False, opset_version=OPSET):
         raise ValueError(
             f"opset_version must be an int of at least {MIN_OPSET}, got {opset_version!r}; {OPSET} would do."
         )
-    import onnx_ir
-
     from .onnx_check import Trials
     from .onnx_model import onnx_model
 
     model, tokenizer = _load(folder), AutoTokenizer.from_pretrained(folder)
     trials = Trials(model, tokenizer)
-    has_own_file = 4 * model.num_parameters() > MAX_BYTES  # for its weights, named as optimum names it
-    graph = onnx_model(model, tokenizer.mask_token_id, opset_version)
-    onnx_ir.save(graph, target / FILE, external_data=f"{FILE}_data" if has_own_file else None)
-    del model, graph
+    has_own_file = save(onnx_model(model, tokenizer.mask_token_id, opset_version), target / FILE)
+    del model
     difference = trials.difference(target / FILE)
     if not difference <= MAX_DIFFERENCE:  # NaN is not
         raise ValueError(
@@ -116,7 +112,7 @@ def write_onnx(folder, target, int8=False, opset_version=OPSET):
         )
     if not int8:
         return OnnxReport(difference)
-    _quantize(target, has_own_file)
+    quantize(target, has_own_file)
     return OnnxReport(difference, trials.cosine(target / INT8_FILE))
 
 
@@ -131,7 +127,28 @@ def _load(folder):
     return model
 
 
-def _quantize(target, has_own_file):
+def save(graph, path):
+    """
+    Write `graph` (`onnx_ir.Model`) to `path`; weights too large for it to a file beside it, named as optimum names it.
+
+    Returns:
+        `bool`: whether they have that file of their own.
+    """
+    import onnx_ir
+
+    has_own_file = sum(x.const_value.nbytes for x in graph.graph.initializers.values()) > MAX_BYTES
+    onnx_ir.save(graph, path, external_data=f"{path.name}_data" if has_own_file else None)
+    return has_own_file
+
+
+def quantize(target, has_own_file):
+    """
+    Quantize the weights of `model.onnx` in the folder `target` to 8 bits, to `model_qint8.onnx`. Activations are
+    quantized when it runs. Seven of the eight bits are used, or CPUs without VNNI instructions would overflow.
+
+    Args:
+        has_own_file (`bool`): what [`save`] returned.
+    """
     from onnxruntime.quantization import quantize_dynamic
 
     logging.disable(logging.WARNING)  # it advises a pass that has nothing to do here

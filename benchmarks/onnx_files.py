@@ -1,0 +1,55 @@
+"""ONNX files of the models compared, both by `torch.onnx.export` and, in 8 bits, by ONNX Runtime's quantization."""
+
+import torch
+from torch import nn
+from torch.export import Dim
+
+from lsg_xlmr.onnx_export import FILE, INT8_FILE, OPSET, quantize, save
+
+
+def write_onnx_file(model, folder, dtype):
+    """
+    Args:
+        model: the stock or the LSG encoder, in eval mode; of no use afterwards.
+        folder (`Path`): where to write it.
+        dtype (`str`): `"float32"` or `"int8"`.
+
+    Returns:
+        `Path`: the file.
+    """
+    if type(model).__name__.startswith("LSG"):
+        from lsg_xlmr.onnx_model import onnx_model
+
+        graph = onnx_model(model, model.config.pad_token_id, OPSET)
+    else:
+        graph = _stock_graph(model)
+    has_own_file = save(graph, folder / FILE)
+    if dtype == "float32":
+        return folder / FILE
+    quantize(folder, has_own_file)
+    return folder / INT8_FILE
+
+
+class _LastHiddenState(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask):
+        return self.model(input_ids, attention_mask).last_hidden_state
+
+
+def _stock_graph(model):
+    input_ids = torch.full((2, 5), 7)
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[1, 3:] = 0  # without padding no mask would be traced
+    dims = {0: Dim("batch"), 1: Dim("length", max=model.config.max_position_embeddings - 2)}
+    with torch.no_grad():
+        return torch.onnx.export(
+            _LastHiddenState(model).eval(),
+            (input_ids, attention_mask),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=("input_ids", "attention_mask"),
+            dynamic_shapes=(dims, dims),
+        ).model
