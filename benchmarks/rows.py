@@ -229,11 +229,13 @@ REAL_ROWS = (
 
 
 def _onnx(name, title, repeats, *checks, work="", **changes):
-    """Stock and LSG by ONNX Runtime, in float32 and in 8 bits, and by PyTorch."""
+    """Stock and LSG by ONNX Runtime, in float32 and in 8 bits, and by PyTorch; stock also with fused attention."""
     cases = {}
     for model, case in _cases(("lsg", "stock"), work=f"{work}forward", **changes).items():
         onnx = replace(case, work=f"{work}onnx forward", attn_implementation=None)
         cases |= {f"{model}-torch": case, model: onnx, f"{model}-int8": replace(onnx, dtype="int8")}
+    fused = replace(cases["stock"], attn_implementation="fused")
+    cases |= {"stock-fused": fused, "stock-fused-int8": replace(fused, dtype="int8")}
     return Row(f"onnx-{name}", f"ONNX Runtime, forward, {title}", repeats, cases, checks)
 
 

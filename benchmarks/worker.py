@@ -73,8 +73,9 @@ class OnnxForward(Forward):
 
         self.case = case
         with tempfile.TemporaryDirectory(prefix="lsg-benchmark-") as folder:
-            model = MODELS[case["model"]](case).eval()
-            path = write_onnx_file(model, Path(folder), case["dtype"])
+            model = MODELS[case["model"]](case | {"attn_implementation": None}).eval()
+            fused = case["attn_implementation"] == "fused"
+            path = write_onnx_file(model, Path(folder), case["dtype"], fused)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = case["threads"]
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
