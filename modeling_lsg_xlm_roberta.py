@@ -3,12 +3,15 @@
 """XLM-RoBERTa with LSG attention, in one file."""
 
 import os
+import re
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import lru_cache, wraps
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -371,7 +374,7 @@ def sparse_tokens(key, value, mask, first_query, projections, config):
     return SPARSITY_FUNCTIONS[config.sparsity_type](key, value, mask, first_query, projections, config)
 
 
-@lru_cache(maxsize=128)
+@torch.compiler.assume_constant_result  # no compiler can follow a generator
 def lsh_projections(seed, layer_idx, num_heads, head_dim, cluster_counts, device):
     """
     Standard normal projections of `lsh`, the same for the same arguments on every machine and device.
@@ -379,6 +382,11 @@ def lsh_projections(seed, layer_idx, num_heads, head_dim, cluster_counts, device
     Returns:
         a list with one float32 tensor of shape `h d ceil(clusters/2)` per round.
     """
+    return _draw_projections(seed, layer_idx, num_heads, head_dim, cluster_counts, device)
+
+
+@lru_cache(maxsize=128)
+def _draw_projections(seed, layer_idx, num_heads, head_dim, cluster_counts, device):
     generator = torch.Generator().manual_seed(seed + layer_idx)
     shapes = [(num_heads, head_dim, (count + 1) // 2) for count in cluster_counts]
     return [torch.randn(shape, generator=generator).to(device) for shape in shapes]
@@ -726,8 +734,8 @@ def blockwise_attention(inputs):
         the context `n T h d`.
     """
     sparse_key, sparse_value, sparse_mask = inputs.sparse_tokens()
-    blocks = [_blocks(inputs, sequence, sparse_key.shape[2], sparse_mask) for sequence in range(len(inputs.key))]
     tensors = inputs.query, inputs.key, inputs.value, sparse_key, sparse_value
+    blocks = blocks_of_sequences(inputs, sparse_key.shape[2], sparse_mask)
     return _BlockwiseAttention.apply(*tensors, blocks, inputs.scaling, inputs.dropout)
 
 
@@ -739,54 +747,87 @@ class _BlockwiseAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value, sparse_key, sparse_value, blocks, scaling, dropout):
-        inputs = [_by_position(x) for x in (query, key, value, sparse_key, sparse_value)]
-        ctx.blocks, ctx.scaling, ctx.dropout, ctx.draws = blocks, scaling, dropout, []
-        # Blocks of padding are left out below, and must still be finite.
-        complete = all(sum(map(_num_queries, of_sequence)) == query.shape[2] for of_sequence in blocks)
-        context = (query.new_empty if complete else query.new_zeros)(inputs[0].shape)  # n T h d
-        buffers = _Buffers(query)
-
-        def attend(piece):
-            queries, window, key_mask, (q, k, v, sk, sv, out) = piece
-            keys, values = buffers.gather("keys", window, k, sk), buffers.gather("values", window, v, sv)
-            weights = _block_weights(buffers, q[queries].transpose(0, 1), keys, window, key_mask, scaling)
-            if dropout > 0:
-                ctx.draws.append(draw_dropout(weights.shape, dropout))
-                weights.mul_(buffers.kept(weights.shape, ctx.draws[-1]))
-            out[queries] = buffers.product("context", weights, values, dropout_scale(dropout)).transpose(0, 1)
-
-        with torch.autocast("cpu", enabled=False):
-            run_in_parallel(attend, _pieces(blocks, *inputs, context))
-        ctx.save_for_backward(query, key, value, sparse_key, sparse_value, context)
+        tensors = query, key, value, sparse_key, sparse_value
+        context, ctx.draws = attend(tensors, blocks, scaling, dropout)
+        ctx.blocks, ctx.scaling, ctx.dropout = blocks, scaling, dropout
+        ctx.save_for_backward(*tensors, context)
         return context
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_context):
-        *inputs, context = ctx.saved_tensors
-        inputs = [_by_position(x) for x in inputs]
-        buffers, draws, scale = _Buffers(context), iter(ctx.draws), dropout_scale(ctx.dropout)
-        # What the softmax's backward subtracts from every weight's gradient.
-        means = (grad_context * context).sum(-1, keepdim=True)  # n T h 1
-        grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs]
-        for blocks, grad_out, mean, q, k, v, sk, sv, gq, gk, gv, gsk, gsv in zip(
-            ctx.blocks, grad_context, means, *inputs, *grads
-        ):
-            for queries, window, key_mask in blocks:
-                keys, values = buffers.gather("keys", window, k, sk), buffers.gather("values", window, v, sv)
-                block_query, grad = q[queries].transpose(0, 1), grad_out[queries].transpose(0, 1)  # h b d
-                weights = _block_weights(buffers, block_query, keys, window, key_mask, ctx.scaling)  # h b w
-                dropped = weights
-                if ctx.dropout > 0:
-                    dropped = buffers.kept(weights.shape, next(draws)).mul_(weights)
-                grad_values = buffers.product("grad_window", dropped.transpose(1, 2), grad, scale)
-                buffers.scatter(grad_values, window, gv, gsv)
-                grad_scores = buffers.product("grad_weights", grad, values.transpose(1, 2), scale)
-                grad_scores.mul_(dropped).addcmul_(weights, mean[queries].transpose(0, 1), value=-1)
-                gq[queries] = buffers.product("grad_query", grad_scores, keys, ctx.scaling).transpose(0, 1)
-                grad_keys = buffers.product("grad_window", grad_scores.transpose(1, 2), block_query, ctx.scaling)
-                buffers.scatter(grad_keys, window, gk, gsk)
-        return *(grad.transpose(1, 2) for grad in grads), None, None, None
+        *tensors, context = ctx.saved_tensors
+        draws = iter(ctx.draws)
+        grads = attend_backward(
+            grad_context, context, tensors, ctx.blocks, ctx.scaling, ctx.dropout, lambda shape: next(draws)
+        )
+        return *grads, None, None, None
+
+
+def attend(tensors, blocks, scaling, dropout):
+    """
+    Args:
+        tensors: queries, keys, values (`n h T d`), sparse keys and sparse values (`n h m d`).
+        blocks (list): of [`blocks_of_sequences`].
+
+    Returns:
+        the context `n T h d`, and what was drawn for dropout, block by block.
+    """
+    inputs, draws = [_by_position(x) for x in tensors], []
+    num_positions = inputs[0].shape[1]
+    # Blocks of padding are left out below, and must still be finite.
+    complete = all(sum(map(_num_queries, of_sequence)) == num_positions for of_sequence in blocks)
+    context = (tensors[0].new_empty if complete else tensors[0].new_zeros)(inputs[0].shape)  # n T h d
+    buffers = _Buffers(context)
+
+    def attend_block(piece):
+        queries, window, key_mask, (q, k, v, sk, sv, out) = piece
+        keys, values = buffers.gather("keys", window, k, sk), buffers.gather("values", window, v, sv)
+        weights = _block_weights(buffers, q[queries].transpose(0, 1), keys, window, key_mask, scaling)
+        if dropout > 0:
+            draws.append(draw_dropout(weights.shape, dropout))
+            weights.mul_(buffers.kept(weights.shape, draws[-1]))
+        out[queries] = buffers.product("context", weights, values, dropout_scale(dropout)).transpose(0, 1)
+
+    with torch.autocast("cpu", enabled=False):
+        run_in_parallel(attend_block, _pieces(blocks, *inputs, context))
+    return context, draws
+
+
+def attend_backward(grad_context, context, tensors, blocks, scaling, dropout, draw):
+    """
+    Args:
+        grad_context (`torch.Tensor` of shape `n T h d`): the gradient of `context`; the others are as [`attend`] takes
+            and returns them.
+        draw (`Callable`): from the shape of a block's weights to what was drawn for it; the blocks come in the order
+            in which [`attend`] drew.
+
+    Returns:
+        the gradients of `tensors`.
+    """
+    inputs = [_by_position(x) for x in tensors]
+    buffers, scale = _Buffers(context), dropout_scale(dropout)
+    # What the softmax's backward subtracts from every weight's gradient.
+    means = (grad_context * context).sum(-1, keepdim=True)  # n T h 1
+    grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs]
+    for of_sequence, grad_out, mean, q, k, v, sk, sv, gq, gk, gv, gsk, gsv in zip(
+        blocks, grad_context, means, *inputs, *grads
+    ):
+        for queries, window, key_mask in of_sequence:
+            keys, values = buffers.gather("keys", window, k, sk), buffers.gather("values", window, v, sv)
+            block_query, grad = q[queries].transpose(0, 1), grad_out[queries].transpose(0, 1)  # h b d
+            weights = _block_weights(buffers, block_query, keys, window, key_mask, scaling)  # h b w
+            dropped = weights
+            if dropout > 0:
+                dropped = buffers.kept(weights.shape, draw(weights.shape)).mul_(weights)
+            grad_values = buffers.product("grad_window", dropped.transpose(1, 2), grad, scale)
+            buffers.scatter(grad_values, window, gv, gsv)
+            grad_scores = buffers.product("grad_weights", grad, values.transpose(1, 2), scale)
+            grad_scores.mul_(dropped).addcmul_(weights, mean[queries].transpose(0, 1), value=-1)
+            gq[queries] = buffers.product("grad_query", grad_scores, keys, scaling).transpose(0, 1)
+            grad_keys = buffers.product("grad_window", grad_scores.transpose(1, 2), block_query, scaling)
+            buffers.scatter(grad_keys, window, gk, gsk)
+    return [grad.transpose(1, 2) for grad in grads]
 
 
 class _Buffers(threading.local):
@@ -874,6 +915,11 @@ def _block_weights(buffers, query, keys, window, key_mask, scaling):
     return torch.softmax(scores, -1, out=scores)
 
 
+def blocks_of_sequences(inputs, m, sparse_mask):
+    """The blocks of every sequence, see [`_blocks`]; `m` sparse tokens, of which `sparse_mask` may hide some."""
+    return [_blocks(inputs, sequence, m, sparse_mask) for sequence in range(len(inputs.key))]
+
+
 def _blocks(inputs, sequence, m, sparse_mask):
     """
     All products of one sequence as `(queries, window, key_mask)`: `queries` a slice of positions, `window` as
@@ -947,6 +993,131 @@ def _window_mask(mask, sparse_mask, sequence, window):
     return None if window_mask.all() else window_mask
 
 
+# LSG attention block by block as one operator in the graphs of `torch.compile`: the compiler sees no loop, so that a
+# graph is short, holds for any number of blocks, and runs the code of `blockwise_attention.py` as it is.
+
+
+# This code may be imported several times in a process, by different names: every copy has operators of its own.
+NAMESPACE = re.sub(r"\W", "_", __name__)
+
+
+def is_compiled(x):
+    """Whether `x` (`torch.Tensor`) is traced by `torch.compile` for a device that works in pieces."""
+    # An exported graph is to run where these operators are not known.
+    return torch.compiler.is_dynamo_compiling() and not _is_exporting() and x.device.type in PIECEWISE_DEVICES
+
+
+def compiled_attention(inputs):
+    """
+    Args:
+        inputs ([`AttentionInputs`]).
+
+    Returns:
+        the context `n T h d`.
+    """
+    sparse_key, sparse_value, sparse_mask = inputs.sparse_tokens()
+    # What is dropped is drawn again in the backward pass, from its seed.
+    seed = torch.randint(2**62, (1,)) if inputs.dropout > 0 else None
+    config = inputs.config
+    return _attention_operator(
+        *(inputs.query, inputs.key, inputs.value, sparse_key, sparse_value),
+        *(inputs.mask, sparse_mask, seed),
+        [config.num_global_tokens, config.block_size, config.sparse_block_size],
+        inputs.scaling,
+        inputs.dropout,
+    )
+
+
+@torch.library.custom_op(f"{NAMESPACE}::attention", mutates_args=())
+def _attention_operator(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sparse_key: torch.Tensor,
+    sparse_value: torch.Tensor,
+    mask: torch.Tensor | None,
+    sparse_mask: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    sizes: list[int],
+    scaling: float,
+    dropout: float,
+) -> torch.Tensor:
+    tensors = query, key, value, sparse_key, sparse_value
+    with _seeded(seed):
+        return attend(tensors, _operator_blocks(tensors, mask, sparse_mask, sizes), scaling, dropout)[0]
+
+
+@_attention_operator.register_fake
+def _(query, *args):
+    return query.transpose(1, 2).new_empty(query.transpose(1, 2).shape)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::attention_backward", mutates_args=())
+def _attention_backward_operator(
+    grad_context: torch.Tensor,
+    context: torch.Tensor,
+    tensors: list[torch.Tensor],
+    mask: torch.Tensor | None,
+    sparse_mask: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    sizes: list[int],
+    scaling: float,
+    dropout: float,
+) -> list[torch.Tensor]:
+    blocks = _operator_blocks(tensors, mask, sparse_mask, sizes)
+    with _seeded(seed):
+        return attend_backward(
+            grad_context, context, tensors, blocks, scaling, dropout, lambda shape: draw_dropout(shape, dropout)
+        )
+
+
+@_attention_backward_operator.register_fake
+def _(grad_context, context, tensors, *args):
+    return [
+        torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2) for x in tensors
+    ]
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, mask, sparse_mask, seed, ctx.sizes, ctx.scaling, ctx.dropout = inputs
+    ctx.save_for_backward(output, *tensors, mask, sparse_mask, seed)
+
+
+def _backward(ctx, grad_context):
+    context, *tensors, mask, sparse_mask, seed = ctx.saved_tensors
+    grads = _attention_backward_operator(
+        grad_context, context, tensors, mask, sparse_mask, seed, ctx.sizes, ctx.scaling, ctx.dropout
+    )
+    return *grads, *[None] * 6
+
+
+_attention_operator.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _operator_blocks(tensors, mask, sparse_mask, sizes):
+    num_global_tokens, block_size, sparse_block_size = sizes
+    config = SimpleNamespace(
+        num_global_tokens=num_global_tokens, block_size=block_size, sparse_block_size=sparse_block_size
+    )
+    query, key, value, sparse_key, _ = tensors
+    return blocks_of_sequences(AttentionInputs(query, key, value, mask, config, 1.0), sparse_key.shape[2], sparse_mask)
+
+
+@contextmanager
+def _seeded(seed):
+    """torch's random numbers from `seed` (`torch.LongTensor` of one element, `None` where none are drawn)."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(seed))
+        yield
+
+
+def _is_exporting():
+    return getattr(torch.compiler, "is_exporting", lambda: False)()  # since torch 2.7
+
+
 # The LSG product: from queries, keys, values and a mask to the context, by one of several implementations.
 
 
@@ -976,8 +1147,9 @@ def lsg_attention(inputs, implementation):
         return full_attention(inputs.query, inputs), None
     if implementation == "flex_attention" and flex_attention_fits(inputs):
         return flex_attention(inputs), None
-    attention = blockwise_attention if in_pieces else windowed_attention
-    return attention(inputs), None
+    if in_pieces:
+        return blockwise_attention(inputs), None
+    return (compiled_attention if is_compiled(inputs.query) else windowed_attention)(inputs), None
 
 
 # XLM-RoBERTa's embeddings with the global tokens before them.
@@ -1431,7 +1603,8 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
             )
         if self.config.mask_first_token:
             mask = torch.cat([torch.zeros_like(mask[:, :1]), mask[:, 1:]], dim=1)
-        if not padding and not is_tracing(mask) and mask.all():
+        # Traced, the graph is to hold for all lengths and masks.
+        if not is_tracing(mask) and not padding and mask.all():
             return None
         return pad(pad(mask, (0, padding), value=False), (num_global_tokens, 0), value=True)
 

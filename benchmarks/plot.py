@@ -17,6 +17,15 @@ LINES = {
     "longformer": ("Longformer", "#E69F00", "^"),
     "bigbird": ("BigBird (not run at 16,384)", "#CC79A7", "v"),
 }
+ONNX_LINES = {
+    "lsg": ("LSG, ONNX Runtime", "#D55E00", "o"),
+    "lsg-int8": ("LSG, ONNX Runtime, 8 bits", "#E69F00", "^"),
+    "lsg-torch": ("LSG, PyTorch", "#CC79A7", "v"),
+    "stock-torch": ("XLM-RoBERTa, PyTorch SDPA", "#000000", "s"),
+    "stock": ("XLM-RoBERTa, ONNX Runtime", "#56B4E9", "P"),
+    "stock-fused": ("the same, fused attention", "#009E73", "D"),
+    "stock-fused-int8": ("the same, 8 bits", "#999999", "."),
+}
 TICKS = [value * 10**power for power in range(-2, 5) for value in (1, 2, 5)]
 
 
@@ -68,10 +77,22 @@ def draw_jobs(section, folder):
     plt.close(figure)
 
 
-def _draw_figure(path, points, unit, title, machine):
-    """`points` maps (model, tokens) to a value."""
+def draw_onnx(section, folder):
+    """Write `onnx.png` to `folder`, from the rows of ONNX Runtime."""
+    seconds = {
+        (name, result["case"]["length"]): median(result["seconds"])
+        for row_name, row in section["rows"].items()
+        for name, result in row.get("cases", {}).items()
+        if row_name.startswith("onnx-") and "padded" not in row_name and "seconds" in result
+    }
+    title = "Time of one forward pass, ONNX Runtime and PyTorch"
+    _draw_figure(folder / "onnx.png", seconds, "seconds", title, section["machine"], ONNX_LINES)
+
+
+def _draw_figure(path, points, unit, title, machine, lines=LINES):
+    """`points` maps (line, tokens) to a value."""
     figure, axes = plt.subplots(figsize=(8, 5.2), layout="constrained")
-    for model, (label, color, marker) in LINES.items():
+    for model, (label, color, marker) in lines.items():
         lengths = sorted(length for name, length in points if name == model)
         values = [points[model, length] for length in lengths]
         width, order = (3, 3) if model == "lsg" else (1.6, 2)

@@ -254,16 +254,23 @@ ONNX_ROWS = (
         Check("stock-int8", "at least", 3.0, case="lsg-int8"),
         _INT8,
     ),
-    _onnx(
-        "padded",
-        "a padded batch, 4 texts of 300 to 4000 tokens",
-        3,
-        Check("stock", "at least", 2.3),
-        Check("stock-int8", "at least", 3.0, case="lsg-int8"),
-        _INT8,
-        work="padded ",
-        batch_size=4,
-        length=4000,
+)
+# In two rows: ONNX Runtime keeps the memory of its runs, and that of stock's is gigabytes a text.
+_PADDED = _onnx(
+    "padded", "a padded batch, 3 texts of 300 to 4000 tokens", 3, work="padded ", batch_size=3, length=4000
+)
+ONNX_ROWS += (
+    replace(
+        _PADDED,
+        cases={name: case for name, case in _PADDED.cases.items() if case.dtype == "float32"},
+        checks=(Check("stock", "at least", 2.3),),
+    ),
+    replace(
+        _PADDED,
+        name="onnx-padded-int8",
+        title=_PADDED.title + ", 8 bits",
+        cases={name: case for name, case in _PADDED.cases.items() if case.dtype == "int8" or name == "stock-torch"},
+        checks=(Check("stock-int8", "at least", 3.0, case="lsg-int8"), _INT8),
     ),
 )
 

@@ -1,8 +1,8 @@
 """
 Measure LSG attention against dense attention and its peers: `python benchmarks/run.py`.
 
-Prints the table of ratios and targets, writes every raw number to `benchmarks/results.json` and draws
-`docs/speed.png`, `docs/memory.png` and `docs/jobs.png`. See README.md beside this file for how numbers are taken.
+Prints the table of ratios and targets, writes every raw number to `benchmarks/results.json` and draws the figures
+in `docs/`. See README.md beside this file for how numbers are taken.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import torch
 from contenders import MODELS
 from machine import describe_machine, has_bf16_instructions
 from measure import measure
-from plot import draw, draw_jobs
+from plot import draw, draw_jobs, draw_onnx
 from published import published_environment
 from report import judge, table
 from rows import CPU_ROWS, cuda_rows
@@ -41,6 +41,8 @@ def main():
     for section in results.values():
         if "fill-mask" in section["rows"]:
             draw_jobs(section, arguments.figures)
+        if "onnx-4096" in section["rows"]:
+            draw_onnx(section, arguments.figures)
 
 
 def parse_arguments():

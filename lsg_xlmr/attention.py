@@ -2,6 +2,7 @@
 """The LSG product: from queries, keys, values and a mask to the context, by one of several implementations."""
 
 from .blockwise_attention import blockwise_attention
+from .compiled_attention import compiled_attention, is_compiled
 from .eager_attention import eager_attention
 from .flex_attention import flex_attention, flex_attention_fits
 from .full_attention import full_attention
@@ -36,5 +37,6 @@ def lsg_attention(inputs, implementation):
         return full_attention(inputs.query, inputs), None
     if implementation == "flex_attention" and flex_attention_fits(inputs):
         return flex_attention(inputs), None
-    attention = blockwise_attention if in_pieces else windowed_attention
-    return attention(inputs), None
+    if in_pieces:
+        return blockwise_attention(inputs), None
+    return (compiled_attention if is_compiled(inputs.query) else windowed_attention)(inputs), None

@@ -29,8 +29,8 @@ def blockwise_attention(inputs):
         the context `n T h d`.
     """
     sparse_key, sparse_value, sparse_mask = inputs.sparse_tokens()
-    blocks = [_blocks(inputs, sequence, sparse_key.shape[2], sparse_mask) for sequence in range(len(inputs.key))]
     tensors = inputs.query, inputs.key, inputs.value, sparse_key, sparse_value
+    blocks = blocks_of_sequences(inputs, sparse_key.shape[2], sparse_mask)
     return _BlockwiseAttention.apply(*tensors, blocks, inputs.scaling, inputs.dropout)
 
 
@@ -42,54 +42,87 @@ class _BlockwiseAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value, sparse_key, sparse_value, blocks, scaling, dropout):
-        inputs = [_by_position(x) for x in (query, key, value, sparse_key, sparse_value)]
-        ctx.blocks, ctx.scaling, ctx.dropout, ctx.draws = blocks, scaling, dropout, []
-        # Blocks of padding are left out below, and must still be finite.
-        complete = all(sum(map(_num_queries, of_sequence)) == query.shape[2] for of_sequence in blocks)
-        context = (query.new_empty if complete else query.new_zeros)(inputs[0].shape)  # n T h d
-        buffers = _Buffers(query)
-
-        def attend(piece):
-            queries, window, key_mask, (q, k, v, sk, sv, out) = piece
-            keys, values = buffers.gather("keys", window, k, sk), buffers.gather("values", window, v, sv)
-            weights = _block_weights(buffers, q[queries].transpose(0, 1), keys, window, key_mask, scaling)
-            if dropout > 0:
-                ctx.draws.append(draw_dropout(weights.shape, dropout))
-                weights.mul_(buffers.kept(weights.shape, ctx.draws[-1]))
-            out[queries] = buffers.product("context", weights, values, dropout_scale(dropout)).transpose(0, 1)
-
-        with torch.autocast("cpu", enabled=False):
-            run_in_parallel(attend, _pieces(blocks, *inputs, context))
-        ctx.save_for_backward(query, key, value, sparse_key, sparse_value, context)
+        tensors = query, key, value, sparse_key, sparse_value
+        context, ctx.draws = attend(tensors, blocks, scaling, dropout)
+        ctx.blocks, ctx.scaling, ctx.dropout = blocks, scaling, dropout
+        ctx.save_for_backward(*tensors, context)
         return context
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_context):
-        *inputs, context = ctx.saved_tensors
-        inputs = [_by_position(x) for x in inputs]
-        buffers, draws, scale = _Buffers(context), iter(ctx.draws), dropout_scale(ctx.dropout)
-        # What the softmax's backward subtracts from every weight's gradient.
-        means = (grad_context * context).sum(-1, keepdim=True)  # n T h 1
-        grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs]
-        for blocks, grad_out, mean, q, k, v, sk, sv, gq, gk, gv, gsk, gsv in zip(
-            ctx.blocks, grad_context, means, *inputs, *grads
-        ):
-            for queries, window, key_mask in blocks:
-                keys, values = buffers.gather("keys", window, k, sk), buffers.gather("values", window, v, sv)
-                block_query, grad = q[queries].transpose(0, 1), grad_out[queries].transpose(0, 1)  # h b d
-                weights = _block_weights(buffers, block_query, keys, window, key_mask, ctx.scaling)  # h b w
-                dropped = weights
-                if ctx.dropout > 0:
-                    dropped = buffers.kept(weights.shape, next(draws)).mul_(weights)
-                grad_values = buffers.product("grad_window", dropped.transpose(1, 2), grad, scale)
-                buffers.scatter(grad_values, window, gv, gsv)
-                grad_scores = buffers.product("grad_weights", grad, values.transpose(1, 2), scale)
-                grad_scores.mul_(dropped).addcmul_(weights, mean[queries].transpose(0, 1), value=-1)
-                gq[queries] = buffers.product("grad_query", grad_scores, keys, ctx.scaling).transpose(0, 1)
-                grad_keys = buffers.product("grad_window", grad_scores.transpose(1, 2), block_query, ctx.scaling)
-                buffers.scatter(grad_keys, window, gk, gsk)
-        return *(grad.transpose(1, 2) for grad in grads), None, None, None
+        *tensors, context = ctx.saved_tensors
+        draws = iter(ctx.draws)
+        grads = attend_backward(
+            grad_context, context, tensors, ctx.blocks, ctx.scaling, ctx.dropout, lambda shape: next(draws)
+        )
+        return *grads, None, None, None
+
+
+def attend(tensors, blocks, scaling, dropout):
+    """
+    Args:
+        tensors: queries, keys, values (`n h T d`), sparse keys and sparse values (`n h m d`).
+        blocks (list): of [`blocks_of_sequences`].
+
+    Returns:
+        the context `n T h d`, and what was drawn for dropout, block by block.
+    """
+    inputs, draws = [_by_position(x) for x in tensors], []
+    num_positions = inputs[0].shape[1]
+    # Blocks of padding are left out below, and must still be finite.
+    complete = all(sum(map(_num_queries, of_sequence)) == num_positions for of_sequence in blocks)
+    context = (tensors[0].new_empty if complete else tensors[0].new_zeros)(inputs[0].shape)  # n T h d
+    buffers = _Buffers(context)
+
+    def attend_block(piece):
+        queries, window, key_mask, (q, k, v, sk, sv, out) = piece
+        keys, values = buffers.gather("keys", window, k, sk), buffers.gather("values", window, v, sv)
+        weights = _block_weights(buffers, q[queries].transpose(0, 1), keys, window, key_mask, scaling)
+        if dropout > 0:
+            draws.append(draw_dropout(weights.shape, dropout))
+            weights.mul_(buffers.kept(weights.shape, draws[-1]))
+        out[queries] = buffers.product("context", weights, values, dropout_scale(dropout)).transpose(0, 1)
+
+    with torch.autocast("cpu", enabled=False):
+        run_in_parallel(attend_block, _pieces(blocks, *inputs, context))
+    return context, draws
+
+
+def attend_backward(grad_context, context, tensors, blocks, scaling, dropout, draw):
+    """
+    Args:
+        grad_context (`torch.Tensor` of shape `n T h d`): the gradient of `context`; the others are as [`attend`] takes
+            and returns them.
+        draw (`Callable`): from the shape of a block's weights to what was drawn for it; the blocks come in the order
+            in which [`attend`] drew.
+
+    Returns:
+        the gradients of `tensors`.
+    """
+    inputs = [_by_position(x) for x in tensors]
+    buffers, scale = _Buffers(context), dropout_scale(dropout)
+    # What the softmax's backward subtracts from every weight's gradient.
+    means = (grad_context * context).sum(-1, keepdim=True)  # n T h 1
+    grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs]
+    for of_sequence, grad_out, mean, q, k, v, sk, sv, gq, gk, gv, gsk, gsv in zip(
+        blocks, grad_context, means, *inputs, *grads
+    ):
+        for queries, window, key_mask in of_sequence:
+            keys, values = buffers.gather("keys", window, k, sk), buffers.gather("values", window, v, sv)
+            block_query, grad = q[queries].transpose(0, 1), grad_out[queries].transpose(0, 1)  # h b d
+            weights = _block_weights(buffers, block_query, keys, window, key_mask, scaling)  # h b w
+            dropped = weights
+            if dropout > 0:
+                dropped = buffers.kept(weights.shape, draw(weights.shape)).mul_(weights)
+            grad_values = buffers.product("grad_window", dropped.transpose(1, 2), grad, scale)
+            buffers.scatter(grad_values, window, gv, gsv)
+            grad_scores = buffers.product("grad_weights", grad, values.transpose(1, 2), scale)
+            grad_scores.mul_(dropped).addcmul_(weights, mean[queries].transpose(0, 1), value=-1)
+            gq[queries] = buffers.product("grad_query", grad_scores, keys, scaling).transpose(0, 1)
+            grad_keys = buffers.product("grad_window", grad_scores.transpose(1, 2), block_query, scaling)
+            buffers.scatter(grad_keys, window, gk, gsk)
+    return [grad.transpose(1, 2) for grad in grads]
 
 
 class _Buffers(threading.local):
@@ -175,6 +208,11 @@ def _block_weights(buffers, query, keys, window, key_mask, scaling):
         additive_mask = torch.zeros_like(key_mask, dtype=scores.dtype).masked_fill_(~key_mask, -torch.inf)
         scores[:, :, :width] += additive_mask[:, None]
     return torch.softmax(scores, -1, out=scores)
+
+
+def blocks_of_sequences(inputs, m, sparse_mask):
+    """The blocks of every sequence, see [`_blocks`]; `m` sparse tokens, of which `sparse_mask` may hide some."""
+    return [_blocks(inputs, sequence, m, sparse_mask) for sequence in range(len(inputs.key))]
 
 
 def _blocks(inputs, sequence, m, sparse_mask):

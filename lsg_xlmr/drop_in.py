@@ -25,6 +25,7 @@ SOURCES = {
         "windowed_attention.py",
         "flex_attention.py",
         "blockwise_attention.py",
+        "compiled_attention.py",
         "attention.py",
         "embeddings.py",
         "encoder.py",

@@ -99,7 +99,8 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
             )
         if self.config.mask_first_token:
             mask = torch.cat([torch.zeros_like(mask[:, :1]), mask[:, 1:]], dim=1)
-        if not padding and not is_tracing(mask) and mask.all():
+        # Traced, the graph is to hold for all lengths and masks.
+        if not is_tracing(mask) and not padding and mask.all():
             return None
         return pad(pad(mask, (0, padding), value=False), (num_global_tokens, 0), value=True)
 

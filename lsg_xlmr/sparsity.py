@@ -124,7 +124,7 @@ def sparse_tokens(key, value, mask, first_query, projections, config):
     return SPARSITY_FUNCTIONS[config.sparsity_type](key, value, mask, first_query, projections, config)
 
 
-@lru_cache(maxsize=128)
+@torch.compiler.assume_constant_result  # no compiler can follow a generator
 def lsh_projections(seed, layer_idx, num_heads, head_dim, cluster_counts, device):
     """
     Standard normal projections of `lsh`, the same for the same arguments on every machine and device.
@@ -132,6 +132,11 @@ def lsh_projections(seed, layer_idx, num_heads, head_dim, cluster_counts, device
     Returns:
         a list with one float32 tensor of shape `h d ceil(clusters/2)` per round.
     """
+    return _draw_projections(seed, layer_idx, num_heads, head_dim, cluster_counts, device)
+
+
+@lru_cache(maxsize=128)
+def _draw_projections(seed, layer_idx, num_heads, head_dim, cluster_counts, device):
     generator = torch.Generator().manual_seed(seed + layer_idx)
     shapes = [(num_heads, head_dim, (count + 1) // 2) for count in cluster_counts]
     return [torch.randn(shape, generator=generator).to(device) for shape in shapes]
