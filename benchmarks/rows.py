@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, replace
 
+from forms import FORMS
+
 
 @dataclass(frozen=True)
 class Case:
     """
     One model doing one work. `length` in tokens; `attn_implementation` and `sparsity_type` are the model's own
-    defaults where they are `None`.
+    defaults where they are `None`. `dtype` is a form of forms.py.
     """
 
     model: str
@@ -22,6 +24,7 @@ class Case:
     vocab_size: int = 4096
     sparse_prediction: bool = False
     hidden_size: int = 768
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -274,13 +277,39 @@ ONNX_ROWS += (
     ),
 )
 
+
+
+def _form_cases(length):
+    """Every form of forms.py, of LSG and in the first two of stock, without and with `torch.compile`."""
+    cases = {}
+    for form in FORMS:
+        cases[form] = Case("lsg", length=length, dtype=form)
+        if form not in ("float16", "int8-weights"):
+            cases[f"{form}-compiled"] = replace(cases[form], compiled=True)
+    stock = Case("stock", length=length, attn_implementation="sdpa")
+    cases |= {"stock": stock, "stock-compiled": replace(stock, compiled=True)}
+    return cases | {f"stock-{form}": replace(stock, dtype=form) for form in ("bfloat16", "int8")}
+
+
+def _form_rows(length, repeats):
+    compiling = _cases(("lsg", "stock"), work="compile", length=length, compiled=True)
+    return (
+        Row(f"compile-{length}", f"first call compiled, {length} tokens", 3, compiling, (_FIRST_CALL,)),
+        Row(f"forms-{length}", f"forms of PyTorch, {length} tokens", repeats, _form_cases(length), (_COMPILED,)),
+    )
+
+
+_FIRST_CALL = Check("stock", "at most", 1.5)
+_COMPILED = Check("float32", "at most", 1.0, case="float32-compiled")
+FORM_ROWS = _form_rows(512, 15) + _form_rows(4096, 5)
+
 CUDA_TARGETS = {
     "forward": {4096: 1.4, 8192: 2.0, 16384: 3.0, 32768: 5.0},
     "training": {4096: 1.3, 8192: 1.8, 16384: 2.7, 32768: 4.5},
 }
 
 
-CPU_ROWS = REAL_ROWS + ENCODER_ROWS + ONNX_ROWS
+CPU_ROWS = REAL_ROWS + ENCODER_ROWS + ONNX_ROWS + FORM_ROWS
 
 
 def cuda_rows(has_flash_attention):

@@ -19,6 +19,8 @@ from time import perf_counter
 
 import torch
 from contenders import HEAD_DIM, MODELS
+from forms import in_form
+from torch._inductor.utils import fresh_cache
 
 
 SEED = 0
@@ -34,7 +36,9 @@ class Forward:
 
     def __init__(self, case):
         self.case = case
-        self.model = MODELS[case["model"]](case).to(case["device"], getattr(torch, case["dtype"])).eval()
+        self.model = in_form(MODELS[case["model"]](case).to(case["device"]).eval(), case["dtype"])
+        if case["compiled"]:
+            self.model.compile(fullgraph=True)
 
     def inputs(self, length):
         size = (self.case["batch_size"], length)
@@ -62,6 +66,15 @@ class PaddedForward(Forward):
         attention_mask = torch.arange(int(lengths.max())) < lengths[:, None]
         inputs["input_ids"][~attention_mask] = PAD_TOKEN_ID
         return inputs | {"attention_mask": attention_mask.long()}
+
+
+class Compile(Forward):
+    """The first forward pass of a model that is to be compiled, with nothing kept of earlier ones."""
+
+    def run(self, inputs):
+        torch.compiler.reset()
+        with fresh_cache():
+            super().run(inputs)
 
 
 class OnnxForward(Forward):
@@ -246,6 +259,7 @@ class Product:
 WORKS = {
     "forward": Forward,
     "padded forward": PaddedForward,
+    "compile": Compile,
     "onnx forward": OnnxForward,
     "padded onnx forward": PaddedOnnxForward,
     "training": Training,
@@ -313,8 +327,8 @@ def main():
     memory = CudaMemory() if on_cuda else HostMemory()
     work = WORKS[case["work"]](case)
 
-    # On CUDA at full length: kernels may be compiled for the first length seen.
-    work.run(work.inputs(case["length"] if on_cuda else min(case["length"], WARM_UP_LENGTH)))
+    # At full length where kernels may be compiled for the first length seen.
+    work.run(work.inputs(case["length"] if on_cuda or case["compiled"] else min(case["length"], WARM_UP_LENGTH)))
     work.clear()
     inputs = work.inputs(case["length"])
     before = memory.start()
