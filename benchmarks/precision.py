@@ -1,6 +1,8 @@
 """
-What each form of a model costs in quality and memory: `python benchmarks/precision.py`, on the tiny checkpoint converted
-to 4,096 tokens. The questions are those of quality.py. Writes `precision.json` and prints it as a table.
+What each form of a model costs in quality and memory: `python benchmarks/precision.py`.
+
+The tiny checkpoint converted to 4,096 tokens answers the questions of quality.py in each form. Writes
+`precision.json` and prints it as a table.
 """
 
 import json
@@ -12,6 +14,7 @@ from forms import FORMS, in_form
 from quality import SOURCE, documents
 from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
+from transformers import AutoTokenizer
 
 from lsg_xlmr import LSGXLMRobertaForMaskedLM, export_onnx
 from lsg_xlmr.cli import main as convert
@@ -56,7 +59,7 @@ def _megabytes(model):
 
 @torch.no_grad()
 def measure(folder, tokenizer):
-    """`{form: {"megabytes", "cosine", "right"}}`: of the logits against float32's, and the share of masks filled right."""
+    """`{form: {"megabytes", "cosine", "same_word", "right"}}`: logits against float32's, shares of masks."""
     results, reference = {}, None
     for form in tqdm([*FORMS, *ONNX_FORMS]):
         answer, megabytes = (torch_form if form in FORMS else onnx_form)(folder, form)
@@ -74,8 +77,6 @@ def measure(folder, tokenizer):
 
 
 def main():
-    from transformers import AutoTokenizer
-
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder, "lsg")
         if convert(["--initial_model", str(SOURCE), "--model_name", str(folder)]):

@@ -135,6 +135,9 @@ folder, fields = sys.argv[2], json.loads(sys.argv[3])
 results = {name: train(name, lambda **more: LSGConfig(**fields | more), folder + "/run", 2, 2) for name in HEADS}
 if os.environ["RANK"] == "0":
     torch.save(results, folder + "/results.pt")
+# a process that ends while the other still talks to it would be aborted by gloo
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 
@@ -146,7 +149,7 @@ def test_two_processes(tiny_config, tmp_path):
     arguments = [str(script), str(Path(__file__).parent), str(tmp_path), json.dumps(fields)]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *arguments]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr
     results = torch.load(tmp_path / "results.pt")
     for name in HEADS:
         whole_loss, whole = train(name, tiny_config, tmp_path / "whole", 1)
