@@ -278,7 +278,6 @@ ONNX_ROWS += (
 )
 
 
-
 def _form_cases(length):
     """Every form of forms.py, of LSG and in the first two of stock, without and with `torch.compile`."""
     cases = {}

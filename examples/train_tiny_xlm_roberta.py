@@ -138,10 +138,7 @@ def split_sentences(sentences: list[Sentence]) -> tuple[list[Sentence], list[Sen
 
 
 def train_tokenizer(sentences: list[Sentence], output: Path) -> XLMRobertaTokenizer:
-    """Train a SentencePiece unigram model on `sentences` and save it in `output` in the layout of XLM-RoBERTa.
-
-    That layout is `<s>`, `<pad>`, `</s>`, `<unk>`, the pieces, `<mask>`.
-    """
+    """Train a SentencePiece unigram model on `sentences` and save it in `output` in the layout of XLM-RoBERTa."""
     texts = [sentence.text for sentence in sentences]
     # SentencePiece weighs as pieces what stands in two different strings without spaces: so that whole words do, each
     # of them comes once more, bare and before a full stop.
@@ -158,9 +155,16 @@ def train_tokenizer(sentences: list[Sentence], output: Path) -> XLMRobertaTokeni
         num_threads=1,
         minloglevel=2,
     )
-    (output / "sentencepiece.bpe.model").write_bytes(model.getvalue())
+    return save_tokenizer(model.getvalue(), output)
 
-    proto = ModelProto.FromString(model.getvalue())
+
+def save_tokenizer(model: bytes, output: Path) -> XLMRobertaTokenizer:
+    """Save a trained SentencePiece unigram model in `output` in the layout of XLM-RoBERTa.
+
+    That layout is `<s>`, `<pad>`, `</s>`, `<unk>`, the pieces, `<mask>`.
+    """
+    (output / "sentencepiece.bpe.model").write_bytes(model)
+    proto = ModelProto.FromString(model)
     vocab = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
     vocab += [(piece.piece, piece.score) for piece in proto.pieces[3:]]  # after SentencePiece's three special ones
     vocab += [("<mask>", 0.0)]
@@ -213,8 +217,10 @@ def build_model(tokenizer: XLMRobertaTokenizer) -> XLMRobertaForMaskedLM:
 
 
 @torch.no_grad()
-def look_around(model: XLMRobertaForMaskedLM) -> None:
+def look_around(model: XLMRobertaForMaskedLM, num_heads: int | None = None) -> None:
     """Set the untrained weights so that a query scores the keys near it above those far from it.
+
+    In the first `num_heads` heads of every layer; None: in all.
 
     Learned from noise, for each of 512 positions by itself, that alone would take longer than the whole training. One
     head size of the hidden dimensions is left to the positions, as sinusoids, and copied to the queries and the keys
@@ -230,7 +236,8 @@ def look_around(model: XLMRobertaForMaskedLM) -> None:
     for layer in model.roberta.encoder.layer:
         for projection in (layer.attention.self.query, layer.attention.self.key):
             heads = projection.weight.view(config.num_attention_heads, size, config.hidden_size)
-            heads[:, :, -size:] = 1.2 * torch.eye(size)  # a key a sentence away scores some 3 less, a far one 9
+            # a key a sentence away scores some 3 less, a far one 9
+            heads[:num_heads, :, -size:] = 1.2 * torch.eye(size)
 
 
 def sinusoids(length: int, size: int) -> Tensor:
