@@ -1,0 +1,102 @@
+"""Masked-LM loss and accuracy on whole test documents of 4,096 tokens, per language and position, without training."""
+
+import random
+import time
+import zlib
+from collections import Counter
+
+import torch
+from corpus import load
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from transformers import AutoTokenizer, XLMRobertaForMaskedLM
+
+from models import ways
+
+
+LENGTH = 4096  # tokens
+BUCKET = 512  # tokens
+MASKED = 0.15  # share of the tokens
+PER_LANGUAGE = 10  # documents at most
+TYPES = ("norm", "pooling", "bos_pooling", "lsh", "stride", "block_stride")
+LSG_FIELDS = {
+    "LSG local only": {"sparsity_type": "none"},
+    **{f"LSG {name} /{f}": {"sparsity_type": name, "sparsity_factor": f} for name in TYPES for f in (2, 4, 8)},
+    "LSG 16 globals": {"num_global_tokens": 16},
+    "LSG 64 globals": {"num_global_tokens": 64},
+    "LSG blocks of 64": {"block_size": 64, "sparse_block_size": 64},
+    "LSG blocks of 256": {"block_size": 256, "sparse_block_size": 256},
+    "LSG interpolated": {"positions": "interpolated"},
+}
+
+
+def long_documents(folder, tokenizer, is_test, length=LENGTH, per_language=None):
+    """`(document, input_ids)`, `(1, length)` each: the beginnings of documents that have as many tokens."""
+    documents = [document for document in load(folder) if document.is_test == is_test and len(document.text) > length]
+    random.Random(0).shuffle(documents)
+    found = Counter()
+    for document in documents:
+        if found[document.language] == per_language:
+            continue
+        input_ids = tokenizer(document.text, truncation=True, max_length=length, return_tensors="pt")["input_ids"]
+        if input_ids.shape[1] == length:
+            found[document.language] += 1
+            yield document, input_ids
+
+
+def mask(document, input_ids, tokenizer):
+    """`(masked input_ids, masks)`: the same tokens of a document are masked for every model; `masks` is bool."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{document.name} {document.language}".encode()))
+    masks = torch.rand(input_ids.shape, generator=generator) < MASKED
+    masks[:, 0] = masks[:, -1] = False
+    return input_ids.masked_fill(masks, tokenizer.mask_token_id), masks
+
+
+@torch.no_grad()
+def measure(model, read, rows, tokenizer):
+    """
+    Returns:
+        `dict`: `"seconds"`, and under `"languages"` for each the number of masks, the sum of their losses in nats and
+        the number filled right, in each bucket of positions.
+    """
+    buckets = -(-rows[0][1].shape[1] // BUCKET)
+    seconds, languages = 0.0, {}
+    for document, input_ids in tqdm(rows, leave=False):
+        masked, masks = mask(document, input_ids, tokenizer)
+        start = time.perf_counter()
+        logits = model.lm_head(read(model, masked)[masks]).float()
+        seconds += time.perf_counter() - start
+        labels, bucket = input_ids[masks], masks.nonzero()[:, 1] // BUCKET
+        sums = languages.setdefault(document.language, {key: [0.0] * buckets for key in ("masks", "loss", "right")})
+        losses = cross_entropy(logits, labels, reduction="none")
+        for key, values in (
+            ("masks", torch.ones_like(losses)),
+            ("loss", losses),
+            ("right", (logits.argmax(-1) == labels).float()),
+        ):
+            total = torch.zeros(buckets).index_add_(0, bucket, values)
+            sums[key] = [round(a + b, 3) for a, b in zip(sums[key], total.tolist(), strict=True)]
+    return {"seconds": round(seconds, 2), "languages": languages}
+
+
+def run(folder, source, results):
+    """Adds every way that `results["masked_lm"]` lacks."""
+    tokenizer = AutoTokenizer.from_pretrained(source, model_max_length=LENGTH)
+    rows = list(long_documents(folder, tokenizer, is_test=True, per_language=PER_LANGUAGE))
+    for way in ways(XLMRobertaForMaskedLM, source, LENGTH, LSG_FIELDS):
+        if way.name not in results["masked_lm"]:
+            results["masked_lm"][way.name] = measure(way.load(), way.read, rows, tokenizer)
+            results.save()
+            print(summary(way.name, results["masked_lm"][way.name]), flush=True)
+
+
+def summary(name, measured):
+    """One line: the loss in each bucket, the accuracy, the time."""
+    languages = measured["languages"].values()
+    masks, loss, right = (
+        [sum(column) for column in zip(*(x[key] for x in languages))] for key in ("masks", "loss", "right")
+    )
+    buckets = " ".join(f"{a / b:.3f}" for a, b in zip(loss, masks, strict=True))
+    return (
+        f"{name:24} {buckets} | {sum(loss) / sum(masks):.4f} {sum(right) / sum(masks):.2%} {measured['seconds']:.0f} s"
+    )
