@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import lru_cache, wraps
+from itertools import count
 from types import SimpleNamespace
 
 import torch
@@ -997,8 +998,18 @@ def _window_mask(mask, sparse_mask, sequence, window):
 # graph is short, holds for any number of blocks, and runs the code of `blockwise_attention.py` as it is.
 
 
-# This code may be imported several times in a process, by different names: every copy has operators of its own.
-NAMESPACE = re.sub(r"\W", "_", __name__)
+def _free_namespace():
+    """
+    A namespace of torch's operators that has none of these yet. This code may be imported several times in a process,
+    by other names and by the same (transformers does so when the file has changed): operators defined again would
+    take the place of those that the models made before still call.
+    """
+    module = re.sub(r"\W", "_", __name__)
+    names = (f"{module}_{number}" for number in count())
+    return next(name for name in names if not hasattr(getattr(torch.ops, name), "attention_backward"))
+
+
+NAMESPACE = _free_namespace()
 
 
 def is_compiled(x):

@@ -6,6 +6,7 @@ graph is short, holds for any number of blocks, and runs the code of `blockwise_
 
 import re
 from contextlib import contextmanager
+from itertools import count
 from types import SimpleNamespace
 
 import torch
@@ -16,8 +17,18 @@ from .parallel import PIECEWISE_DEVICES
 from .pattern import AttentionInputs
 
 
-# This code may be imported several times in a process, by different names: every copy has operators of its own.
-NAMESPACE = re.sub(r"\W", "_", __name__)
+def _free_namespace():
+    """
+    A namespace of torch's operators that has none of these yet. This code may be imported several times in a process,
+    by other names and by the same (transformers does so when the file has changed): operators defined again would
+    take the place of those that the models made before still call.
+    """
+    module = re.sub(r"\W", "_", __name__)
+    names = (f"{module}_{number}" for number in count())
+    return next(name for name in names if not hasattr(getattr(torch.ops, name), "attention_backward"))
+
+
+NAMESPACE = _free_namespace()
 
 
 def is_compiled(x):
