@@ -9,15 +9,19 @@ import argparse
 import sys
 from pathlib import Path
 
+import classifier
+import embedder
 import further
 import masked_lm
+import names
+import tagger
 from corpus import MissingTool, gather
 from pretrain import pretrain
 from results import Results
 
 
 ROOT = Path(__file__).parents[2]
-PARTS = {"masked_lm": masked_lm.run, "further": further.run}
+PARTS = {part.__name__: part.run for part in (masked_lm, classifier, tagger, embedder, further, names)}
 
 
 def main():

@@ -7,7 +7,7 @@ from pretrain import MASKED, MaskedTrainer
 from training import fit
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling, XLMRobertaForMaskedLM
 
-from models import cut_windows, dense, lsg, read_whole, read_windows, source_length, stock
+from models import Way, dense, lsg, source_length, stock
 
 
 STEPS = 500  # each of one document of `LENGTH` tokens
@@ -16,30 +16,18 @@ GLOBALS = {"learning_rate": 1e-2}  # far more than for all weights: a few vector
 
 
 def trainings(source):
-    """`{name: (load, read, windows, fields)}`: `windows` is the length of the windows that documents are cut into."""
+    """`[(way, fields)]`: what is trained, read in the same way before and after, and fields of its training."""
     short = source_length(source)
-    model_class = XLMRobertaForMaskedLM
-    chunks = partial(read_windows, length=short, stride=short - 2)
-    return {
-        "chunks": (partial(stock, model_class, source), chunks, short, EVERYTHING),
-        "dense tiled": (partial(dense, model_class, source, LENGTH), read_whole, LENGTH, EVERYTHING),
-        "LSG norm /2": (partial(lsg, model_class, source, LENGTH), read_whole, LENGTH, EVERYTHING),
-        "LSG local only": (
-            partial(lsg, model_class, source, LENGTH, sparsity_type="none"),
-            read_whole,
-            LENGTH,
-            EVERYTHING,
-        ),
-        **{
-            f"LSG norm /2, {count} globals alone": (
-                partial(_only_globals, source, count),
-                read_whole,
-                LENGTH,
-                GLOBALS,
-            )
-            for count in (1, 16)
-        },
+    everything = {
+        "chunks": partial(stock, XLMRobertaForMaskedLM, source),
+        "dense tiled": partial(dense, XLMRobertaForMaskedLM, source, LENGTH),
+        "LSG norm /2": partial(lsg, XLMRobertaForMaskedLM, source, LENGTH),
+        "LSG local only": partial(lsg, XLMRobertaForMaskedLM, source, LENGTH, sparsity_type="none"),
     }
+    for name, load in everything.items():
+        yield Way(name, load, *((short, short - 2) if name == "chunks" else ())), EVERYTHING
+    for count in (1, 16):
+        yield Way(f"LSG norm /2, {count} globals alone", partial(_only_globals, source, count)), GLOBALS
 
 
 def _only_globals(source, count):
@@ -55,23 +43,23 @@ def run(folder, source, results):
     rows = list(long_documents(folder, tokenizer, is_test=True, per_language=PER_LANGUAGE))
     texts = [input_ids for _, input_ids in long_documents(folder, tokenizer, is_test=False)][:STEPS]
     collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKED)
-    for name, (load, read, windows, fields) in trainings(source).items():
-        if name in results["further"]:
+    for way, fields in trainings(source):
+        if way.name in results["further"]:
             continue
-        cut = [cut_windows(input_ids[0], windows, windows - 2)[0] for input_ids in texts]
-        model, output = load(), folder / f"further-{results.path.stem}" / name.replace("/", "")
+        rows_of_texts = [way.windows(input_ids[0]) for input_ids in texts]
+        output = folder / f"further-{results.path.stem}" / way.name.replace("/", "")
+        model = way.load()
         fit(
             model,
             tokenizer,
-            [{"input_ids": row.tolist()} for rows_of_text in cut for row in rows_of_text],
+            [{"input_ids": row.tolist()} for rows_of_text in rows_of_texts for row in rows_of_text],
             collator,
-            output.with_name(f"{output.name} steps"),
             output,
             MaskedTrainer,
-            per_device_train_batch_size=len(cut[0]),
+            per_device_train_batch_size=len(rows_of_texts[0]),
             **fields,
         )
         model = type(model).from_pretrained(output).eval()
-        results["further"][name] = measure(model, read, rows, tokenizer)
+        results["further"][way.name] = measure(model, way, rows, tokenizer)
         results.save()
-        print(summary(name, results["further"][name]), flush=True)
+        print(summary(way.name, results["further"][way.name]), flush=True)

@@ -25,6 +25,8 @@ LSG_FIELDS = {
     "LSG 16 globals": {"num_global_tokens": 16},
     "LSG 64 globals": {"num_global_tokens": 64},
     "LSG blocks of 64": {"block_size": 64, "sparse_block_size": 64},
+    "LSG blocks of 64, norm /4": {"block_size": 64, "sparse_block_size": 64, "sparsity_factor": 4},
+    "LSG sparse blocks of 64, norm /4": {"sparse_block_size": 64, "sparsity_factor": 4},
     "LSG blocks of 256": {"block_size": 256, "sparse_block_size": 256},
     "LSG interpolated": {"positions": "interpolated"},
 }
@@ -53,7 +55,7 @@ def mask(document, input_ids, tokenizer):
 
 
 @torch.no_grad()
-def measure(model, read, rows, tokenizer):
+def measure(model, way, rows, tokenizer):
     """
     Returns:
         `dict`: `"seconds"`, and under `"languages"` for each the number of masks, the sum of their losses in nats and
@@ -64,7 +66,7 @@ def measure(model, read, rows, tokenizer):
     for document, input_ids in tqdm(rows, leave=False):
         masked, masks = mask(document, input_ids, tokenizer)
         start = time.perf_counter()
-        logits = model.lm_head(read(model, masked)[masks]).float()
+        logits = model.lm_head(way.hidden_states(model, masked[0])[masks[0]]).float()
         seconds += time.perf_counter() - start
         labels, bucket = input_ids[masks], masks.nonzero()[:, 1] // BUCKET
         sums = languages.setdefault(document.language, {key: [0.0] * buckets for key in ("masks", "loss", "right")})
@@ -85,7 +87,7 @@ def run(folder, source, results):
     rows = list(long_documents(folder, tokenizer, is_test=True, per_language=PER_LANGUAGE))
     for way in ways(XLMRobertaForMaskedLM, source, LENGTH, LSG_FIELDS):
         if way.name not in results["masked_lm"]:
-            results["masked_lm"][way.name] = measure(way.load(), way.read, rows, tokenizer)
+            results["masked_lm"][way.name] = measure(way.load(), way, rows, tokenizer)
             results.save()
             print(summary(way.name, results["masked_lm"][way.name]), flush=True)
 

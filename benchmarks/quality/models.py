@@ -64,21 +64,6 @@ def source_length(source):
     return config.max_position_embeddings - config.pad_token_id - 1
 
 
-def read_whole(model, input_ids):
-    """Hidden states of all tokens at once."""
-    return model.base_model(input_ids).last_hidden_state
-
-
-def read_windows(model, input_ids, length, stride):
-    """
-    Hidden states of windows of `length` tokens, each `<s> ... </s>`, that start every `stride` tokens; a token's are
-    those of the window in which it stands farthest from both ends.
-    """
-    rows, choice = cut_windows(input_ids[0], length, stride)
-    hidden_states = torch.cat([model.base_model(part).last_hidden_state for part in rows.split(8)])
-    return hidden_states[choice[:, 0], choice[:, 1]][None]
-
-
 def cut_windows(input_ids, length, stride):
     """
     Windows over `<s> ... </s>`, `(tokens,)`: `(windows, length)`, and for each token the window and the place in it.
@@ -98,19 +83,39 @@ def cut_windows(input_ids, length, stride):
 
 @dataclass(frozen=True)
 class Way:
-    """How a long document is read: `load()` gives the model, `read` its hidden states."""
+    """How a long text is read: by the model that `load()` gives, whole or in windows."""
 
     name: str
     load: partial
-    read: callable = read_whole
+    length: int | None = None  # of the windows in tokens; None: all at once
+    stride: int | None = None  # of their starts; None: the first window alone
+
+    def windows(self, input_ids):
+        """The rows that the model reads of `<s> ... </s>`, `(tokens,)`: `(windows, length)`."""
+        if self.length is None or len(input_ids) <= self.length:
+            return input_ids[None]
+        if self.stride is None:
+            return torch.cat([input_ids[: self.length - 1], input_ids[-1:]])[None]
+        return cut_windows(input_ids, self.length, self.stride)[0]
+
+    def hidden_states(self, model, input_ids):
+        """
+        The last hidden states of all tokens, `(tokens, hidden_size)`: a token's are those of the window in which it
+        stands farthest from both ends.
+        """
+        if self.length is None:
+            return model.base_model(input_ids[None]).last_hidden_state[0]
+        rows, choice = cut_windows(input_ids, self.length, self.stride)
+        hidden_states = torch.cat([model.base_model(part).last_hidden_state for part in rows.split(8)])
+        return hidden_states[choice[:, 0], choice[:, 1]]
 
 
 def ways(model_class, source, length, lsg_fields):
     """The `Way`s of everything that is compared: the source by windows, dense attention, and LSG by `lsg_fields`."""
     short = source_length(source)
     original = partial(stock, model_class, source)
-    yield Way("chunks", original, partial(read_windows, length=short, stride=short - 2))
-    yield Way("sliding", original, partial(read_windows, length=short, stride=(short - 2) // 2))
+    yield Way("chunks", original, short, short - 2)
+    yield Way("sliding", original, short, (short - 2) // 2)
     for positions in POSITIONS:
         yield Way(f"dense {positions}", partial(dense, model_class, source, length, positions))
     for name, fields in lsg_fields.items():

@@ -89,7 +89,7 @@ class MaskedTrainer(Trainer):
 
 def pretrain(folder):
     """`folder/source`, the checkpoint; made of the corpus in `folder` unless it is there."""
-    output, steps, vocabulary = folder / "source", folder / "pretraining", folder / "vocabulary"
+    output, vocabulary = folder / "source", folder / "vocabulary"
     if output.exists():
         return output
     documents = [document for document in load(folder) if not document.is_test]
@@ -121,7 +121,6 @@ def pretrain(folder):
         tokenizer,
         [{"input_ids": row} for row in rows],
         DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKED),
-        steps,
         output,
         MaskedTrainer,
         per_device_train_batch_size=BATCH,

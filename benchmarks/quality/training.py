@@ -11,13 +11,13 @@ from transformers import Trainer, TrainingArguments
 SEED = 0
 
 
-def fit(model, tokenizer, dataset, collator, folder, output, trainer_class=Trainer, **fields):
+def fit(model, tokenizer, dataset, collator, output, trainer_class=Trainer, **fields):
     """
     Trains `model` and writes it with its tokenizer to the folder `output`, unless that is there.
 
     Args:
         dataset (`list[dict]`), collator: the examples of all steps, and what makes batches of them.
-        folder (`Path`): of the checkpoints; stopped, the training goes on from the last of them.
+        output (`Path`): checkpoints stand beside it; stopped, the training goes on from the last of them.
         fields: of `TrainingArguments`.
 
     Returns:
@@ -25,6 +25,7 @@ def fit(model, tokenizer, dataset, collator, folder, output, trainer_class=Train
     """
     if output.exists():
         return output
+    folder = output.with_name(f"{output.name}-steps")
     on_gpu = torch.cuda.is_available()
     defaults = {
         "bf16": on_gpu or torch.cpu.get_capabilities().get("avx512_bf16", False),
