@@ -211,6 +211,7 @@ class LSGConverter:
         embeddings, config = model.base_model.embeddings, model.config
         offset = config.pad_token_id + 1  # XLM-RoBERTa's positions start after it
         position_table = embeddings.position_embeddings.weight
+        self._warn_of_repeated_positions(config, len(position_table) - offset)
         if not (is_lsg and self.resize_lsg):
             kept = 1 if is_lsg and self.keep_first_global_token else 0
             global_table = self._global_table(embeddings.word_embeddings.weight, position_table[offset:], tokenizer)
@@ -223,6 +224,19 @@ class LSGConverter:
         )
         embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
         embeddings.token_type_ids = torch.zeros_like(embeddings.position_ids)
+
+    def _warn_of_repeated_positions(self, config, num_positions):
+        """Within what a query sees, no position may come twice: its heads could not tell near from far."""
+        reach = 2 * config.block_size
+        if config.has_sparse_tokens:
+            reach += config.sparsity_factor * config.sparse_block_size
+        if self.max_sequence_length > num_positions and reach > num_positions:
+            logger.warning(
+                f"A token sees others up to {reach} tokens away, but the source's {num_positions} positions are "
+                f"repeated after {num_positions}: heads that look by position will take far tokens for near ones. "
+                f"Keep 2 * block_size + sparsity_factor * sparse_block_size at {num_positions} or below, or train "
+                "further."
+            )
 
     def _global_table(self, word_table, position_table, tokenizer):
         """The 512 global tokens, `(512, hidden_size)`: words plus spread positions, `<s>` plus position 0 first."""

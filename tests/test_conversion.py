@@ -102,6 +102,25 @@ def test_only_new_weights_are_warned_about(caplog):
     assert not any("global_embeddings" in message for message in messages)
 
 
+@pytest.mark.parametrize(
+    "fields, reach",
+    [
+        ({"sparsity_factor": 4}, 768),
+        ({"block_size": 256}, 768),
+        ({"sparsity_factor": 4, "sparse_block_size": 64}, None),
+        ({"block_size": 256, "sparsity_type": "none"}, None),
+    ],
+)
+def test_positions_that_come_twice_within_reach_are_warned_about(fields, reach, caplog):
+    with caplog.at_level(logging.WARNING):
+        convert(SOURCE, **fields)
+        messages = [record.getMessage() for record in caplog.records]
+        assert [f"up to {reach} tokens away" in message for message in messages] == [True] * bool(reach)
+        caplog.clear()
+        LSGConverter(512).convert_from_pretrained(SOURCE, **fields)
+    assert not any("tokens away" in record.getMessage() for record in caplog.records)
+
+
 def test_seed_decides_all_that_is_drawn_and_leaves_the_callers_generator_alone():
     def tables(seed):
         converter = LSGConverter(600, random_global_init=True, seed=seed)
