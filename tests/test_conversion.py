@@ -113,7 +113,7 @@ def test_only_new_weights_are_warned_about(caplog):
 )
 def test_positions_that_come_twice_within_reach_are_warned_about(fields, reach, caplog):
     with caplog.at_level(logging.WARNING):
-        convert(SOURCE, **fields)
+        LSGConverter(4096).convert_from_pretrained(SOURCE, **fields)
         messages = [record.getMessage() for record in caplog.records]
         assert [f"up to {reach} tokens away" in message for message in messages] == [True] * bool(reach)
         caplog.clear()
