@@ -1,7 +1,7 @@
 """
 What each form of a model costs in quality and memory: `python benchmarks/precision.py`.
 
-The tiny checkpoint converted to 4,096 tokens answers the questions of quality.py in each form. Writes
+The tiny checkpoint converted to 4,096 tokens answers the questions of quality/facts.py in each form. Writes
 `precision.json` and prints it as a table.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from forms import FORMS, in_form
-from quality import SOURCE, documents
+from quality.facts import SOURCE, documents
 from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 from transformers import AutoTokenizer

@@ -7,7 +7,6 @@ One encoder is trained with both poolings, the mean and the first token, and eac
 
 import random
 from collections import defaultdict
-from functools import partial
 
 import torch
 from corpus import load
@@ -95,8 +94,10 @@ def nearest_is_translation(queries, index, names, languages):
     return round(sum(names[i] == names[j] for i, j in enumerate(nearest)) / len(names), 4)
 
 
-def vectors(pool, model, rows):
-    return normalize(pool(model(rows).last_hidden_state), dim=-1)
+def vectors(model, rows):
+    """The vectors of both poolings, one after the other."""
+    hidden_states = model(rows).last_hidden_state
+    return torch.cat([normalize(pool(hidden_states), dim=-1) for pool in POOLINGS.values()], dim=-1)
 
 
 def run(folder, source, results):
@@ -108,29 +109,27 @@ def run(folder, source, results):
     tokenizer = AutoTokenizer.from_pretrained(source, model_max_length=LENGTHS[-1])
     output, further = train(folder, source, results.path.stem, tokenizer)
     contents, names, languages = long_texts(folder, tokenizer)
-    before = {}
+    before = None
     for way in text_ways(XLMRobertaModel, output, further):
         model = way.load()
-        for pooling, pool in POOLINGS.items():
-            answer = partial(vectors, pool)
-            name = f"{way.name}, {pooling}"
-            if name in results["embedder"] and pooling in before:
-                continue
-            short, _ = read_texts(model, way, answer, contents, SHORT, tokenizer)
-            before.setdefault(pooling, short)  # of the first way, which is the source
-            if name in results["embedder"]:
-                continue
-            answers, seconds = read_texts(model, way, answer, contents, LENGTHS, tokenizer)
-            results["embedder"][name] = {
+        short, _ = read_texts(model, way, vectors, contents, SHORT, tokenizer)
+        before = before or short  # of the first way, which is the source
+        if f"{way.name}, {next(iter(POOLINGS))}" in results["embedder"]:
+            continue
+        long, seconds = read_texts(model, way, vectors, contents, LENGTHS, tokenizer)
+        for place, pooling in enumerate(POOLINGS):
+            new, old, texts = (
+                {n: x.chunk(len(POOLINGS), dim=-1)[place] for n, x in values.items()}
+                for values in (short, before, long)
+            )
+            results["embedder"][f"{way.name}, {pooling}"] = {
                 "texts": len(names),
-                "found": {n: nearest_is_translation(x, x, names, languages) for n, x in answers.items()},
+                "found": {n: nearest_is_translation(x, x, names, languages) for n, x in texts.items()},
                 "found_in_old_index": {
-                    n: nearest_is_translation(x, before[pooling][512], names, languages) for n, x in answers.items()
+                    n: nearest_is_translation(x, old[512], names, languages) for n, x in texts.items()
                 },
-                "cosine": {
-                    n: round(cosine_similarity(x, before[pooling][n]).mean().item(), 4) for n, x in short.items()
-                },
+                "cosine": {n: round(cosine_similarity(x, old[n]).mean().item(), 4) for n, x in new.items()},
                 "seconds": seconds,
             }
-            results.save()
-            print(name, results["embedder"][name], flush=True)
+            print(f"{way.name}, {pooling}", results["embedder"][f"{way.name}, {pooling}"], flush=True)
+        results.save()

@@ -18,16 +18,13 @@ GLOBALS = {"learning_rate": 1e-2}  # far more than for all weights: a few vector
 def trainings(source):
     """`[(way, fields)]`: what is trained, read in the same way before and after, and fields of its training."""
     short = source_length(source)
-    everything = {
-        "chunks": partial(stock, XLMRobertaForMaskedLM, source),
-        "dense tiled": partial(dense, XLMRobertaForMaskedLM, source, LENGTH),
-        "LSG norm /2": partial(lsg, XLMRobertaForMaskedLM, source, LENGTH),
-        "LSG local only": partial(lsg, XLMRobertaForMaskedLM, source, LENGTH, sparsity_type="none"),
-    }
-    for name, load in everything.items():
-        yield Way(name, load, *((short, short - 2) if name == "chunks" else ())), EVERYTHING
+    convert = partial(lsg, XLMRobertaForMaskedLM, source, LENGTH)
+    yield Way("LSG norm /2", convert), EVERYTHING
+    yield Way("chunks", partial(stock, XLMRobertaForMaskedLM, source), short, short - 2), EVERYTHING
+    yield Way("LSG local only", partial(convert, sparsity_type="none")), EVERYTHING
     for count in (1, 16):
         yield Way(f"LSG norm /2, {count} globals alone", partial(_only_globals, source, count)), GLOBALS
+    yield Way("dense tiled", partial(dense, XLMRobertaForMaskedLM, source, LENGTH)), EVERYTHING
 
 
 def _only_globals(source, count):

@@ -92,12 +92,14 @@ def run(folder, source, results):
             print(summary(way.name, results["masked_lm"][way.name]), flush=True)
 
 
+def over_languages(measured, key):
+    """One of the sums of `measure`, in each bucket, over all languages."""
+    return [sum(column) for column in zip(*(sums[key] for sums in measured["languages"].values()), strict=True)]
+
+
 def summary(name, measured):
     """One line: the loss in each bucket, the accuracy, the time."""
-    languages = measured["languages"].values()
-    masks, loss, right = (
-        [sum(column) for column in zip(*(x[key] for x in languages))] for key in ("masks", "loss", "right")
-    )
+    masks, loss, right = (over_languages(measured, key) for key in ("masks", "loss", "right"))
     buckets = " ".join(f"{a / b:.3f}" for a, b in zip(loss, masks, strict=True))
     return (
         f"{name:24} {buckets} | {sum(loss) / sum(masks):.4f} {sum(right) / sum(masks):.2%} {measured['seconds']:.0f} s"

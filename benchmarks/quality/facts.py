@@ -1,25 +1,23 @@
 """
-How well a converted model fills masks in long documents, without training: `python benchmarks/quality.py`.
+How well the tiny checkpoint of `models/`, converted, fills masks in long documents, without training.
 
 The held-out sentences of `examples/train_tiny_xlm_roberta.py` stand at random places among other sentences, in
 documents of 512 tokens for the stock model and of 512 to 4,096 for the converted one; each has one word masked, and
-counts as right when that word comes first. Writes `quality.json` and draws `docs/quality.png`.
+counts as right when that word comes first.
 """
 
-import json
 import random
 import sys
 from pathlib import Path
 
-import matplotlib
 import torch
 from tqdm import tqdm
-from transformers import XLMRobertaForMaskedLM
+from transformers import AutoTokenizer, XLMRobertaForMaskedLM
 
 from lsg_xlmr.conversion import LSGConverter
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "examples"))
 
 from train_tiny_xlm_roberta import load_facts, split_sentences, write_sentences  # noqa: E402
@@ -71,38 +69,15 @@ def share_right(model, tokenizer, length):
     return right / total
 
 
-def draw(results, path):
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for name, shares in results["lsg"].items():
-        axes.plot(LENGTHS, [100 * shares[str(length)] for length in LENGTHS], marker="o", label=f"LSG, {name}")
-    axes.axhline(100 * results["stock"], color="black", linestyle="--", label="source, 512 tokens")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(LENGTHS, [f"{length:,}" for length in LENGTHS])
-    axes.set(xlabel="tokens in the document", ylabel="masks filled right, %", ylim=(90, 100))
-    axes.set_title("Held-out facts among other sentences, converted without training")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=150)
-
-
-def main():
-    stock = XLMRobertaForMaskedLM.from_pretrained(SOURCE).eval()
+def run(folder, source, results):
+    """Adds every sparsity type that `results["facts"]` lacks; whatever `source` is, of the tiny checkpoint."""
+    facts = results["facts"]
+    if "source" not in facts:
+        stock = XLMRobertaForMaskedLM.from_pretrained(SOURCE).eval()
+        tokenizer = AutoTokenizer.from_pretrained(SOURCE)
+        facts["source"] = {"512": share_right(stock, tokenizer, 512)}
     model, tokenizer = LSGConverter().convert_from_pretrained(SOURCE)
-    results = {"questions": NUM_QUESTIONS, "stock": share_right(stock, tokenizer, 512), "lsg": {}}
-    for sparsity_type in tqdm(SPARSITY_TYPES):
+    for sparsity_type in tqdm([name for name in SPARSITY_TYPES if name not in facts]):
         model.config.sparsity_type = sparsity_type
-        results["lsg"][sparsity_type] = {str(length): share_right(model, tokenizer, length) for length in LENGTHS}
-    Path(__file__).with_name("quality.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    draw(results, ROOT / "docs" / "quality.png")
-    print(f"source, 512 tokens: {results['stock']:.1%}")
-    print("| sparsity type | " + " | ".join(f"{length:,}" for length in LENGTHS) + " |")
-    print("| --- |" + " ---: |" * len(LENGTHS))
-    for name, shares in results["lsg"].items():
-        print(f"| {name} | " + " | ".join(f"{share:.1%}" for share in shares.values()) + " |")
-
-
-if __name__ == "__main__":
-    main()
+        facts[sparsity_type] = {str(length): share_right(model, tokenizer, length) for length in LENGTHS}
+        results.save()
