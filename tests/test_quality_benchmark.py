@@ -13,9 +13,9 @@ sys.path.append(str(ROOT / "benchmarks" / "quality"))
 
 import corpus  # noqa: E402
 import embedder  # noqa: E402
-import heads  # noqa: E402
+import passages  # noqa: E402
+import training  # noqa: E402
 from results import Results  # noqa: E402
-from training import fit, last_checkpoint  # noqa: E402
 
 from models import Way, cut_windows, stretch_positions  # noqa: E402
 
@@ -83,16 +83,16 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
 
 def test_passages_stay_within_their_document():
     contents = [list(range(20)), list(range(3)), list(range(8))]
-    starts = heads.random_starts(contents, 10, 400, seed=0)
+    starts = passages.random_starts(contents, 10, 400, seed=0)
     assert {i for i, _ in starts} == {0, 2}
-    rows = [heads.passage(contents[i], start, 10, (-1, -2)) for i, start in starts]
+    rows = [passages.passage(contents[i], start, 10, (-1, -2)) for i, start in starts]
     assert all(len(row) == 10 and row[0] == -1 and row[-1] == -2 for row in rows)
     assert {start for i, start in starts if i == 0} == set(range(13))
 
 
 def test_a_document_loses_what_tells_its_name():
     document = corpus.Document("a.1", "en", "1", "NAME ls lists /etc files see dir(1) too", "HOOAOOOO")
-    assert heads.body(document) == "ls lists files see too"
+    assert passages.body(document) == "ls lists files see too"
 
 
 def test_nearest_among_other_languages():
@@ -126,18 +126,18 @@ def test_a_stopped_training_goes_on(tmp_path, monkeypatch):
         torch.manual_seed(0)
         model = XLMRobertaForMaskedLM.from_pretrained(SOURCE)
         fields = {"per_device_train_batch_size": 2, "save_steps": 3, "disable_tqdm": True, "bf16": False} | fields
-        return fit(model, tokenizer, rows, default_data_collator, output, **fields)
+        return training.fit(model, tokenizer, rows, default_data_collator, output, **fields)
 
     whole = train(tmp_path / "whole")
     with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
-        init = heads.Trainer.__init__
+        init = training.Trainer.__init__
         context.setattr(
-            heads.Trainer, "__init__", lambda self, *args, **kwargs: init(self, *args, callbacks=[Stop()], **kwargs)
+            training.Trainer, "__init__", lambda self, *args, **kwargs: init(self, *args, callbacks=[Stop()], **kwargs)
         )
         train(tmp_path / "stopped")
     assert not (tmp_path / "stopped").exists()
     (tmp_path / "stopped-steps" / "checkpoint-6").mkdir()  # begun and not finished
-    assert last_checkpoint(tmp_path / "stopped-steps").name == "checkpoint-3"
+    assert training.last_checkpoint(tmp_path / "stopped-steps").name == "checkpoint-3"
     stopped = train(tmp_path / "stopped")
     before, after = (XLMRobertaForMaskedLM.from_pretrained(folder).state_dict() for folder in (whole, stopped))
     for name, tensor in before.items():

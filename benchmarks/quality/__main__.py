@@ -9,6 +9,7 @@ measures another checkpoint on the same text instead.
 import argparse
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import classifier
@@ -64,7 +65,10 @@ def run(args):
     source = args.model or str(pretrain(args.folder))
     results = Results(Path(__file__).with_name(f"{Path(source).name if args.model else 'results'}.json"))
     for part in args.parts or PARTS:
+        start = time.time()
         PARTS[part](args.folder, source, results)
+        results["seconds"][part] = round(results["seconds"].get(part, 0) + time.time() - start)
+        results.save()
     print(*report.tables(results), sep="\n\n")
     pictures = args.folder / results.path.stem if args.model else ROOT / "docs"
     pictures.mkdir(exist_ok=True)

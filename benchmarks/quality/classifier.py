@@ -8,7 +8,8 @@ import random
 
 import torch
 from corpus import load
-from heads import LENGTHS, body, fine_tune, passage, random_starts, read_texts, text_ways
+from heads import LENGTHS, fine_tune, read_texts, text_ways
+from passages import body, passage, random_starts
 from torch.nn.functional import softmax
 from training import SEED
 from transformers import AutoTokenizer, XLMRobertaForSequenceClassification
@@ -63,7 +64,7 @@ def run(folder, source, results):
     output, further = train(folder, source, results.path.stem, tokenizer)
     contents, labels = long_passages(folder, tokenizer)
     before = None
-    for way in text_ways(XLMRobertaForSequenceClassification, output, further):
+    for way in text_ways(XLMRobertaForSequenceClassification, output, further, folder):
         model = way.load()
         short, _ = read_texts(model, way, answer, contents, SHORT, tokenizer)
         before = before or short  # of the first way, which is the source

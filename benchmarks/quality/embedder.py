@@ -10,7 +10,8 @@ from collections import defaultdict
 
 import torch
 from corpus import load
-from heads import LENGTHS, fine_tune, passage, random_starts, read_texts, text_ways
+from heads import LENGTHS, fine_tune, read_texts, text_ways
+from passages import passage, random_starts
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 from training import SEED
 from transformers import AutoTokenizer, Trainer, XLMRobertaModel
@@ -110,7 +111,7 @@ def run(folder, source, results):
     output, further = train(folder, source, results.path.stem, tokenizer)
     contents, names, languages = long_texts(folder, tokenizer)
     before = None
-    for way in text_ways(XLMRobertaModel, output, further):
+    for way in text_ways(XLMRobertaModel, output, further, folder):
         model = way.load()
         short, _ = read_texts(model, way, vectors, contents, SHORT, tokenizer)
         before = before or short  # of the first way, which is the source

@@ -1,12 +1,11 @@
 """What the parts with a trained head have in common: passages, their training, and how a head reads a long text."""
 
-import random
-import re
 import time
 from functools import partial
 
 import torch
-from corpus import HEADING
+from passages import passage
+from starts import fitted, with_type
 from tqdm import tqdm
 from training import SEED, fit
 from transformers import Trainer, default_data_collator
@@ -26,29 +25,6 @@ LSG_FIELDS = {
     "LSG local only": {"sparsity_type": "none"},
     "LSG 16 globals": {"num_global_tokens": 16},
 }
-NAMED = re.compile(r"/|\(\d\w*\)")  # a path, or a page of the manual with its section
-
-
-def body(document):
-    """The words of `document` without its headings, paths and names of pages, which tell what it is."""
-    words = zip(document.text.split(" "), document.tags, strict=True)
-    return " ".join(word for word, tag in words if tag != HEADING and not NAMED.search(word))
-
-
-def passage(values, start, length, edges):
-    """`length` values at most of the list `values` from `start`, the two `edges` included; `torch.LongTensor`."""
-    return torch.tensor([edges[0], *values[start : start + length - 2], edges[1]])
-
-
-def random_starts(contents, length, count, seed):
-    """`[(i, start)]` of `count` passages of exactly `length` tokens, of the `contents[i]` in turn, from anywhere."""
-    rng = random.Random(seed)
-    long = [i for i, ids in enumerate(contents) if len(ids) >= length - 2]
-    chosen = []
-    while len(chosen) < count:
-        rng.shuffle(long)
-        chosen += long
-    return [(i, rng.randrange(len(contents[i]) - length + 3)) for i in chosen[:count]]
 
 
 def fine_tune(model_class, source, output, examples, tokenizer, trainer_class=Trainer, **config):
@@ -82,14 +58,19 @@ def fine_tune(model_class, source, output, examples, tokenizer, trainer_class=Tr
     ]
 
 
-def lsg_ways(model_class, source, further):
-    """The `Way`s of a head converted, and of the one trained `further`, which read all tokens at once."""
+def lsg_ways(model_class, source, further, folder):
+    """
+    The `Way`s of a head converted, which read all tokens at once: with other settings, with another start of the
+    first global token, and trained `further`. `folder` is that of the corpus.
+    """
     for name, fields in LSG_FIELDS.items():
         yield Way(name, partial(lsg, model_class, source, LENGTHS[-1], **fields))
+    yield Way("LSG start with type", partial(with_type, model_class, source, LENGTHS[-1]))
+    yield Way("LSG start fitted", partial(fitted, model_class, source, LENGTHS[-1], folder))
     yield Way("LSG trained further", partial(stock, ARCHITECTURES[f"LSG{model_class.__name__}"][1], further))
 
 
-def text_ways(model_class, source, further):
+def text_ways(model_class, source, further, folder):
     """The `Way`s to give a long text one answer."""
     short = source_length(source)
     original = partial(stock, model_class, source)
@@ -97,7 +78,7 @@ def text_ways(model_class, source, further):
     yield Way("chunks averaged", original, short, short - 2)
     yield Way("sliding averaged", original, short, (short - 2) // 2)
     yield Way("dense tiled", partial(dense, model_class, source, LENGTHS[-1]))
-    yield from lsg_ways(model_class, source, further)
+    yield from lsg_ways(model_class, source, further, folder)
 
 
 @torch.no_grad()

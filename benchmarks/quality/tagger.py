@@ -7,8 +7,9 @@ import time
 
 import torch
 from corpus import load
-from heads import LENGTHS, fine_tune, lsg_ways, passage, random_starts
+from heads import LENGTHS, fine_tune, lsg_ways
 from masked_lm import BUCKET, PER_LANGUAGE, long_documents
+from passages import passage, random_starts
 from tqdm import tqdm
 from training import SEED
 from transformers import AutoTokenizer, XLMRobertaForTokenClassification
@@ -93,7 +94,7 @@ def run(folder, source, results):
     documents = [document for document, _ in long_documents(folder, tokenizer, True, per_language=PER_LANGUAGE)]
     rows = [example(content, 0, LENGTHS[-1], tokenizer) for content in tagged(documents, tokenizer)]
     model_class = XLMRobertaForTokenClassification
-    for way in [*ways(model_class, output, LENGTHS[-1], {}), *lsg_ways(model_class, output, further)]:
+    for way in [*ways(model_class, output, LENGTHS[-1], {}), *lsg_ways(model_class, output, further, folder)]:
         if way.name not in results["tagger"]:
             results["tagger"][way.name] = measure(way, rows)
             results.save()
