@@ -35,7 +35,11 @@ def parse_arguments(argv):
     flag = {"nargs": "?", "const": True, "default": False, "type": string_to_bool, "metavar": "BOOL"}
     add("--initial_model", help="folder or hub name of the checkpoint to convert")
     add("--model_name", required=True, help="folder to write")
-    add("--max_sequence_length", type=int, default=4096, help="longest input in tokens")
+    add(
+        "--max_sequence_length",
+        type=int,
+        help="longest input in tokens; 4096 or the source's, whichever is longer, if not given",
+    )
     add("--architecture", help="class of the result, such as LSGXLMRobertaForMaskedLM; the source's if not given")
     add("--random_global_init", **flag, help="draw the global tokens from the distribution of the word embeddings")
     add("--global_positional_stride", type=int, default=64, help="tokens between the positions of global tokens")

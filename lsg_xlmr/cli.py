@@ -82,7 +82,7 @@ def _convert(options):
         _push(name, options)
     count, size = folder_size(target)
     print(
-        f"Wrote {target}: {type(model).__name__} for {options.max_sequence_length} tokens, {count} files, "
+        f"Wrote {target}: {type(model).__name__} for {model.config.max_sequence_length} tokens, {count} files, "
         f"{size / 1e6:.1f} MB, in {seconds:.1f} s. Load it with\n\n"
         f"{loading_snippet(model, name)}"
     )

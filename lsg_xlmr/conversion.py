@@ -20,6 +20,8 @@ from .configuration_lsg import AUTO_MAP, MAX_GLOBAL_TOKENS, LSGConfig
 
 logger = logging.get_logger(__name__)
 
+DEFAULT_LENGTH = 4096  # tokens
+
 # The Auto class and the LSG class of each architecture, by the name of the LSG class.
 ARCHITECTURES = {
     entry.split(".")[1]: (auto_class, getattr(modeling_lsg_xlm_roberta, entry.split(".")[1]))
@@ -33,8 +35,9 @@ class LSGConverter:
     Converts XLM-RoBERTa checkpoints to LSG, and LSG checkpoints to another length or other settings.
 
     Args:
-        max_sequence_length (`int`, defaults to 4096):
-            Longest input of the result in tokens, `<s>` and `</s>` included. May be shorter than the source's.
+        max_sequence_length (`int`, *optional*):
+            Longest input of the result in tokens, `<s>` and `</s>` included. May be shorter than the source's. By
+            default 4,096, or the source's where that is longer.
         random_global_init (`bool`, defaults to `False`):
             Draw the global tokens from the normal distribution fitted to the word embeddings, instead of starting
             each from the mask token's embedding.
@@ -63,7 +66,7 @@ class LSGConverter:
 
     def __init__(
         self,
-        max_sequence_length=4096,
+        max_sequence_length=None,
         random_global_init=False,
         global_positional_stride=64,
         keep_first_global_token=False,
@@ -72,9 +75,9 @@ class LSGConverter:
         dtype=None,
         token=None,
     ):
-        # <s>, one token and </s> is the least a tokenizer gives
         for name, value, minimum, example in (
-            ("max_sequence_length", max_sequence_length, 3, 4096),
+            # <s>, one token and </s> is the least a tokenizer gives
+            ("max_sequence_length", DEFAULT_LENGTH if max_sequence_length is None else max_sequence_length, 3, 4096),
             ("global_positional_stride", global_positional_stride, 1, 64),
             ("seed", seed, 0, 123),
         ):
@@ -108,7 +111,7 @@ class LSGConverter:
                 Fields of [`LSGConfig`] for the result.
 
         Returns:
-            the LSG model, in eval mode, and the tokenizer, both for `max_sequence_length` tokens.
+            the LSG model, in eval mode, and the tokenizer, both for the same number of tokens.
 
         Raises:
             ValueError: the source is no XLM-RoBERTa checkpoint, its weights cannot be read, it has no tokenizer, or
@@ -117,14 +120,16 @@ class LSGConverter:
         source = str(name_or_path)
         model_class = _model_class(architecture, read_config(source, self.token))
         config = self._config(source, model_class, lsg_kwargs)
+        length = self.max_sequence_length or max(DEFAULT_LENGTH, config.max_sequence_length)
         tokenizer = self._tokenizer(source)
+        tokenizer.model_max_length = length
         model, is_lsg = self._load(model_class, source, config)
         self._warn_of_idle_options(is_lsg)
         with torch.no_grad():
-            self._convert_embeddings(model, tokenizer, is_lsg)
-        if self.max_sequence_length <= 2 * config.block_size:
+            self._convert_embeddings(model, tokenizer, is_lsg, length)
+        if length <= 2 * config.block_size:
             logger.warning(
-                f"max_sequence_length={self.max_sequence_length} is at most two blocks (block_size="
+                f"max_sequence_length={length} is at most two blocks (block_size="
                 f"{config.block_size}): attention will always be full."
             )
         return model, tokenizer
@@ -154,7 +159,6 @@ class LSGConverter:
                 f"{source!r} has no tokenizer. Put the tokenizer's files (sentencepiece.bpe.model or tokenizer.json, "
                 "and tokenizer_config.json) beside the weights."
             )
-        tokenizer.model_max_length = self.max_sequence_length
         return tokenizer
 
     def _load(self, model_class, source, config):
@@ -207,36 +211,23 @@ class LSGConverter:
             if getattr(self, name) and not is_lsg:
                 logger.warning(f"{name} changes nothing: the source has no global tokens.")
 
-    def _convert_embeddings(self, model, tokenizer, is_lsg):
+    def _convert_embeddings(self, model, tokenizer, is_lsg, length):
         embeddings, config = model.base_model.embeddings, model.config
         offset = config.pad_token_id + 1  # XLM-RoBERTa's positions start after it
         position_table = embeddings.position_embeddings.weight
-        self._warn_of_repeated_positions(config, len(position_table) - offset)
+        _warn_of_repeated_positions(config, len(position_table) - offset, length)
         if not (is_lsg and self.resize_lsg):
             kept = 1 if is_lsg and self.keep_first_global_token else 0
             global_table = self._global_table(embeddings.word_embeddings.weight, position_table[offset:], tokenizer)
             embeddings.global_embeddings.weight[kept:] = global_table[kept:]
 
-        config.max_position_embeddings = self.max_sequence_length + offset
+        config.max_position_embeddings = length + offset
         position_table = tile_positions(position_table, config.max_position_embeddings, offset)
         embeddings.position_embeddings = nn.Embedding.from_pretrained(
             position_table, freeze=False, padding_idx=config.pad_token_id
         )
         embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
         embeddings.token_type_ids = torch.zeros_like(embeddings.position_ids)
-
-    def _warn_of_repeated_positions(self, config, num_positions):
-        """Within what a query sees, no position may come twice: its heads could not tell near from far."""
-        reach = 2 * config.block_size
-        if config.has_sparse_tokens:
-            reach += config.sparsity_factor * config.sparse_block_size
-        if self.max_sequence_length > num_positions and reach > num_positions:
-            logger.warning(
-                f"A token sees others up to {reach} tokens away, but the source's {num_positions} positions are "
-                f"repeated after {num_positions}: heads that look by position will take far tokens for near ones. "
-                f"Keep 2 * block_size + sparsity_factor * sparse_block_size at {num_positions} or below, or train "
-                "further."
-            )
 
     def _global_table(self, word_table, position_table, tokenizer):
         """The 512 global tokens, `(512, hidden_size)`: words plus spread positions, `<s>` plus position 0 first."""
@@ -246,6 +237,20 @@ class LSGConverter:
             words = _special_word(word_table, tokenizer, "mask_token").repeat(MAX_GLOBAL_TOKENS, 1)
         words[0] = _special_word(word_table, tokenizer, "bos_token", "cls_token")
         return words + position_table[spread_positions(len(position_table), self.global_positional_stride)]
+
+
+def _warn_of_repeated_positions(config, num_positions, length):
+    """Within what a query sees, no position may come twice: its heads could not tell near from far."""
+    reach = 2 * config.block_size
+    if config.has_sparse_tokens:
+        reach += config.sparsity_factor * config.sparse_block_size
+    if length > num_positions and reach > num_positions:
+        logger.warning(
+            f"A token sees others up to {reach} tokens away, but the source's {num_positions} positions are "
+            f"repeated after {num_positions}: heads that look by position will take far tokens for near ones. "
+            f"Keep 2 * block_size + sparsity_factor * sparse_block_size at {num_positions} or below, or train "
+            "further."
+        )
 
 
 def tile_positions(table, num_rows, offset):

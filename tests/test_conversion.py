@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification
+from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaForSequenceClassification
 
 import lsg_xlmr
 from lsg_xlmr import LSGConverter
@@ -100,6 +100,20 @@ def test_only_new_weights_are_warned_about(caplog):
         f"{SOURCE} lacks classifier.bias, classifier.weight: newly initialized, to be trained."
     ]
     assert not any("global_embeddings" in message for message in messages)
+
+
+def test_a_source_that_is_long_already_keeps_its_length(tmp_path):
+    model = XLMRobertaForMaskedLM.from_pretrained(SOURCE)
+    table = torch.randn(8194, model.config.hidden_size)
+    model.roberta.embeddings.position_embeddings = torch.nn.Embedding.from_pretrained(table, padding_idx=1)
+    model.config.max_position_embeddings = len(table)
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(SOURCE).save_pretrained(tmp_path)
+    for folder, length in ((tmp_path, 8192), (SOURCE, 4096)):
+        model, tokenizer = LSGConverter().convert_from_pretrained(folder)
+        assert model.config.max_sequence_length == tokenizer.model_max_length == length
+    model, _ = LSGConverter().convert_from_pretrained(tmp_path)
+    assert torch.equal(model.base_model.embeddings.position_embeddings.weight, table)
 
 
 @pytest.mark.parametrize(
