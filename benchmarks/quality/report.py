@@ -147,7 +147,7 @@ def draw(results, folder):
         if not panels:
             continue
         figure, axes = pyplot.subplots(
-            1, len(panels), figsize=(5 * len(panels) + 2, 4.2), layout="constrained", squeeze=False
+            1, len(panels), figsize=(6.5 * len(panels), 4.2), layout="constrained", squeeze=False
         )
         for panel, axis in zip(panels, axes[0], strict=True):
             panel(axis, results)
@@ -175,12 +175,17 @@ def _draw_buckets(axis, results):
     axis.legend(fontsize=8)
 
 
+def _legend_beside(axis):
+    """Beside the lines, which fill the panel."""
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
 def _lengths(axis, ylabel, title):
     axis.set_xscale("log", base=2)
     axis.set_xticks(LENGTHS, [f"{length:,}" for length in LENGTHS])
     axis.set(xlabel="tokens of the document", ylabel=ylabel)
     axis.set_title(title)
-    axis.legend(fontsize=8)
+    _legend_beside(axis)
 
 
 def _draw_classifier(axis, results):
@@ -208,7 +213,7 @@ def _draw_tagger(axis, results):
             _line(axis, name, STARTS, [100 * x for x in f1(measured)[:-1]])
     axis.set(xlabel="position of the word", ylabel="F1, %")
     axis.set_title("A tagger fine-tuned at 512 tokens")
-    axis.legend(fontsize=8)
+    _legend_beside(axis)
 
 
 def _draw_embedder(axis, results):
@@ -241,7 +246,7 @@ def _draw_names(axis, results):
     axis.set_yscale("log")
     axis.set(xlabel="tokens since the word's first mention", ylabel="median rank of the right word")
     axis.set_title("A word introduced long before")
-    axis.legend(fontsize=7)
+    _legend_beside(axis)
 
 
 FIGURES = {
