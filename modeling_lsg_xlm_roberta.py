@@ -1545,6 +1545,39 @@ def question_answering_loss(model, outputs, num_items_in_batch, start_positions,
     )
 
 
+# An embedding of which the first rows alone are trained.
+
+
+class TrainedRows(nn.Embedding):
+    """
+    The first `count` rows of `embedding` as its parameter, so that neither weight decay nor the optimizer's state can
+    touch the others. Saved and loaded it is the whole embedding, under the same name.
+
+    Args:
+        embedding (`nn.Embedding`): with `weight` of shape `(rows, hidden_size)`.
+        count (`int`): how many rows there are to train.
+    """
+
+    def __init__(self, embedding, count):
+        weight = embedding.weight.detach()
+        super().__init__(count, weight.shape[1], _weight=weight[:count].clone())
+        self.register_buffer("kept", weight[count:].clone(), persistent=False)
+        self.register_state_dict_post_hook(_join)
+        self.register_load_state_dict_pre_hook(_split)
+
+
+def _join(module, state_dict, prefix, local_metadata):
+    name = f"{prefix}weight"
+    state_dict[name] = torch.cat([state_dict[name], module.kept.to(state_dict[name])])
+
+
+def _split(module, state_dict, prefix, *args):
+    name = f"{prefix}weight"
+    if name in state_dict:
+        state_dict[name], kept = state_dict[name].tensor_split([module.num_embeddings])
+        module.kept.copy_(kept)
+
+
 # XLM-RoBERTa with LSG (local + sparse + global) attention: the stock model with other embeddings and another encoder;
 # heads and everything else are transformers' own.
 #
@@ -1574,6 +1607,34 @@ class LSGXLMRobertaPreTrainedModel(XLMRobertaPreTrainedModel):
                 f"of {', '.join(repr(name) for name in IMPLEMENTATIONS)}."
             )
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
+
+    def train_global_tokens_only(self, also=()):
+        """
+        Freezes everything but the `config.num_global_tokens` global tokens in use and what `also` names. To be called
+        before the optimizer is made; `save_pretrained` and checkpoints hold the whole model, as always.
+
+        Args:
+            also (`Iterable[str]`): parts of parameter names, whole words between dots, such as `"classifier"`.
+
+        Returns:
+            `int`: how many values are trained.
+
+        Raises:
+            ValueError: no parameter has such a name, or the model is a decoder, which has no global tokens.
+        """
+        if self.config.is_decoder:
+            raise ValueError("A decoder has no global tokens to train: load the model with is_decoder=False.")
+        names = [name for name, _ in self.named_parameters()]
+        for part in also:
+            if not any(f".{part}." in f".{name}." for name in names):
+                top = sorted({name.split(".")[0] for name in names})
+                raise ValueError(f"No parameter has {part!r} in its name. Name a part of the model: {', '.join(top)}.")
+        embeddings = self.base_model.embeddings
+        if not isinstance(embeddings.global_embeddings, TrainedRows):
+            embeddings.global_embeddings = TrainedRows(embeddings.global_embeddings, self.config.num_global_tokens)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad = any(f".{part}." in f".{name}." for part in ("global_embeddings", *also))
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
 
 class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):

@@ -31,6 +31,7 @@ SOURCES = {
         "encoder.py",
         "lazy_logits.py",
         "losses.py",
+        "trained_rows.py",
         "modeling_lsg_xlm_roberta.py",
     ),
 }

@@ -34,6 +34,7 @@ from .embeddings import LSGEmbeddings
 from .encoder import LSGEncoder, padded_length
 from .lazy_logits import LazyLogits
 from .losses import cross_entropy, of_whole_batch, question_answering_loss, sequence_classification_loss
+from .trained_rows import TrainedRows
 
 
 class LSGXLMRobertaPreTrainedModel(XLMRobertaPreTrainedModel):
@@ -59,6 +60,34 @@ class LSGXLMRobertaPreTrainedModel(XLMRobertaPreTrainedModel):
                 f"of {', '.join(repr(name) for name in IMPLEMENTATIONS)}."
             )
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
+
+    def train_global_tokens_only(self, also=()):
+        """
+        Freezes everything but the `config.num_global_tokens` global tokens in use and what `also` names. To be called
+        before the optimizer is made; `save_pretrained` and checkpoints hold the whole model, as always.
+
+        Args:
+            also (`Iterable[str]`): parts of parameter names, whole words between dots, such as `"classifier"`.
+
+        Returns:
+            `int`: how many values are trained.
+
+        Raises:
+            ValueError: no parameter has such a name, or the model is a decoder, which has no global tokens.
+        """
+        if self.config.is_decoder:
+            raise ValueError("A decoder has no global tokens to train: load the model with is_decoder=False.")
+        names = [name for name, _ in self.named_parameters()]
+        for part in also:
+            if not any(f".{part}." in f".{name}." for name in names):
+                top = sorted({name.split(".")[0] for name in names})
+                raise ValueError(f"No parameter has {part!r} in its name. Name a part of the model: {', '.join(top)}.")
+        embeddings = self.base_model.embeddings
+        if not isinstance(embeddings.global_embeddings, TrainedRows):
+            embeddings.global_embeddings = TrainedRows(embeddings.global_embeddings, self.config.num_global_tokens)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad = any(f".{part}." in f".{name}." for part in ("global_embeddings", *also))
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
 
 class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
