@@ -119,9 +119,7 @@ def train(task, model, tokenizer, length, arguments, name):
         return done
     tokens, seed = (SHORT_TOKENS, arguments.seed) if length == SHORT else (LONG_TOKENS, arguments.seed + 1)
     count = arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps
-    texts = documents(
-        tokenizer, count, SHORT_TOKENS if is_short else LONG_TOKENS, seed=arguments.seed + (not is_short)
-    )
+    texts = documents(tokenizer, count, tokens, seed)
     trainer = Trainer(
         model,
         dataclasses.replace(arguments, output_dir=str(folder)),
