@@ -320,7 +320,8 @@ def read_config(source, token=None):
             config = XLMRobertaConfig.get_config_dict(source, token=token)[0]
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{source!r} is neither a folder here nor a model the hub gives: {first_line(error)}"
+            f"{source!r} is neither a folder here nor a model the hub gives (a private one takes --token): "
+            f"{first_line(error)}"
         ) from error
     if not config:
         raise ValueError(f"{source!r} is not a checkpoint: it has no config.json.")
