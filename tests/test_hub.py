@@ -113,7 +113,9 @@ def test_private(hub, run):
     assert loaded.stdout.split()[0] == "LSGXLMRobertaModel", loaded.stderr
     # A source that is private: the converter's own token option.
     refused = convert(run, "--overwrite", source="someone/secret", home="third")
-    assert_refused(refused, "'someone/secret' is neither a folder here nor a model the hub gives .a private one takes --token")
+    assert_refused(
+        refused, "'someone/secret' is neither a folder here nor a model the hub gives .a private one takes --token"
+    )
     again = convert(
         run, "--overwrite", "--token", TOKEN, "--max_sequence_length", "1024", source="someone/secret", home="third"
     )

@@ -1,0 +1,118 @@
+# Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
+"""
+Embeds a corpus of long documents by Ray Data, on the cores of one machine or of a cluster.
+
+    python examples/embed_corpus.py --model my-embedder-4096 --corpus corpus --output vectors
+    python examples/embed_corpus.py --model my-embedder-4096 --corpus corpus --output vectors --address auto
+
+`--corpus` is a folder of Parquet or JSONL files with the columns `id` and `text`; each file becomes one Parquet file
+of `--output` with `id` and `embedding`, written whole or not at all. Killed and run again, the same command embeds
+the files that are missing. On a cluster all three folders must be seen by every machine.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.json
+import pyarrow.parquet as pq
+import ray
+import torch
+from ray.data import ActorPoolStrategy, DataContext
+from transformers import AutoModel, AutoTokenizer
+
+
+READERS = {".parquet": pq.read_table, ".jsonl": pa.json.read_json}
+
+
+class Embedder:
+    """Loads the model once in each process; embeds one file of the corpus at a call."""
+
+    def __init__(self, model, output, pooling, batch_size, threads):
+        torch.set_num_threads(threads)
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.model = AutoModel.from_pretrained(model, trust_remote_code=True).eval()
+        self.output, self.pooling, self.batch_size = Path(output), pooling, batch_size
+
+    def __call__(self, batch):
+        """`{"path": [file]}` to the file's documents, tokens and seconds."""
+        path, start = Path(str(batch["path"][0])), time.perf_counter()
+        table = READERS[path.suffix](path)
+        texts, vectors, tokens = table["text"].to_pylist(), [], 0
+        # Texts of like length together, so that little is padding.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        for first in range(0, len(order), self.batch_size):
+            found, count = self._embed([texts[i] for i in order[first : first + self.batch_size]])
+            vectors += found
+            tokens += count
+        in_place = [vector for _, vector in sorted(zip(order, vectors, strict=True), key=lambda pair: pair[0])]
+        write_whole(pa.table({"id": table["id"], "embedding": in_place}), target_of(path, self.output))
+        return {"documents": [len(texts)], "tokens": [tokens], "seconds": [time.perf_counter() - start]}
+
+    @torch.inference_mode()
+    def _embed(self, texts):
+        inputs = self.tokenizer(texts, truncation=True, padding=True, return_tensors="pt")
+        states, mask = self.model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
+        vectors = (states * mask).sum(1) / mask.sum(1) if self.pooling == "mean" else states[:, 0]
+        return torch.nn.functional.normalize(vectors, dim=-1).tolist(), int(mask.sum())
+
+
+def target_of(path, output):
+    return Path(output) / f"{path.name}.parquet"
+
+
+def write_whole(table, target):
+    """`target` appears when all of it is there."""
+    partial = target.with_name(f".{target.name}.partial")
+    pq.write_table(table, partial)
+    partial.replace(target)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("--model", required=True, help="folder of a converted checkpoint")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of Parquet or JSONL files")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the Parquet files to write")
+    parser.add_argument("--pooling", choices=("mean", "cls"), default="mean", help="default: %(default)s")
+    parser.add_argument("--batch_size", type=int, default=4, help="texts at a time (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="cores of each process (default: %(default)s)")
+    parser.add_argument("--address", help="of a Ray cluster; one of this machine's own is started if not given")
+    args = parser.parse_args()
+    files = sorted(path for path in args.corpus.glob("*") if path.suffix in READERS)
+    if not files:
+        parser.error(f"--corpus {args.corpus} holds no file that ends in {' or '.join(READERS)}")
+    args.output.mkdir(parents=True, exist_ok=True)
+    missing = [path for path in files if not target_of(path, args.output).exists()]
+    print(f"{len(files) - len(missing)} of {len(files)} files are embedded already.", flush=True)
+    if missing:
+        embed(missing, args)
+
+
+def embed(files, args):
+    """Embeds `files` and prints what it costs."""
+    if args.address:
+        ray.init(address=args.address, logging_level="error")
+    else:
+        cores = args.workers * args.threads
+        ray.init(num_cpus=cores, include_dashboard=False, object_store_memory=100 * 2**20, logging_level="error")
+    DataContext.get_current().enable_progress_bars = False
+    paths = [{"path": str(path.absolute())} for path in files]
+    fields = (str(Path(args.model).absolute()), str(args.output.absolute()))
+    done = ray.data.from_items(paths, override_num_blocks=len(paths)).map_batches(
+        Embedder,
+        fn_constructor_args=(*fields, args.pooling, args.batch_size, args.threads),
+        compute=ActorPoolStrategy(size=args.workers),
+        batch_size=1,
+        num_cpus=args.threads,
+    )
+    documents = tokens = seconds = 0
+    for row in done.iter_rows():
+        documents, tokens, seconds = documents + row["documents"], tokens + row["tokens"], seconds + row["seconds"]
+    per_million = seconds * args.threads / tokens * 1e6
+    print(f"{documents} documents, {tokens} tokens: {per_million:.0f} core seconds per million tokens.")
+
+
+if __name__ == "__main__":
+    main()
