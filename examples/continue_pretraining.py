@@ -5,8 +5,8 @@ Goes on with the masked-LM training of a converted checkpoint, on long texts of 
     python examples/continue_pretraining.py --model tiny-lsg-4096 --texts texts.txt --output_dir longer
     accelerate launch --multi_gpu --num_processes 2 examples/continue_pretraining.py --model tiny-lsg-4096 ...
 
-On CPUs the second takes `--use_cpu true` at its end, and is called `--multi_gpu` all the same. Each line of `--texts` is
-a document; they are packed into rows of `--length` tokens. Any flag of `TrainingArguments` may follow.
+On CPUs the second takes `--use_cpu true` at its end, and is called `--multi_gpu` all the same. Each line of `--texts`
+is a document; they are packed into rows of `--length` tokens. Any flag of `TrainingArguments` may follow.
 """
 
 from dataclasses import dataclass, field

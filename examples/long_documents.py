@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 from train_tiny_xlm_roberta import load_facts, write_sentences
-from transformers import AutoTokenizer, HfArgumentParser, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import AutoTokenizer, HfArgumentParser, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from lsg_xlmr import LSGConverter
@@ -90,6 +90,7 @@ def run(task: Task) -> None:
     documents. Stopped or killed, the same command goes on from the last checkpoint in `--output_dir`.
     """
     example, arguments = HfArgumentParser((ExampleArguments, TrainingArguments)).parse_args_into_dataclasses()
+    set_seed(arguments.seed)  # the head is new
     tokenizer = AutoTokenizer.from_pretrained(example.model)
     source = task.auto_class.from_pretrained(example.model, **task.fields)
     batch = {"max_steps": example.short_steps, "per_device_train_batch_size": 16, "learning_rate": 3e-4}
