@@ -59,6 +59,7 @@ def parse_arguments(argv):
     add("--seed", type=int, default=123, help="seed of what is drawn: random global tokens, new heads")
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="type of the weights; the source's if not given")
     add("--overwrite", **flag, help="replace the folder to write if it is not empty")
+    add("--debug", **flag, help="show the traceback of an error")
     add("--token", help="access token of the Hugging Face hub")
     add(
         "--push_to_hub",
@@ -74,7 +75,7 @@ def parse_arguments(argv):
     if options.initial_model is None:
         if options.onnx is None:
             parser.error("the following arguments are required: --initial_model")
-        for name in vars(options).keys() - {"model_name", "onnx", "overwrite", "run_test"}:
+        for name in vars(options).keys() - {"model_name", "onnx", "overwrite", "run_test", "debug"}:
             if getattr(options, name) != parser.get_default(name):
                 parser.error(f"--{name} takes --initial_model: {options.model_name} is exported as it is")
     return options

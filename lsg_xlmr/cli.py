@@ -2,7 +2,9 @@
 """The command line of the conversion: `lsg-convert`, `python -m lsg_xlmr`, `python convert_checkpoint.py`."""
 
 import logging
+import signal
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +17,9 @@ from transformers.utils import logging as transformers_logging
 from .arguments import parse_arguments
 from .check import check_fill_mask, check_heads
 from .conversion import ARCHITECTURES, LSGConverter, first_line, quiet_transformers, read_config
-from .folder import folder_size, new_folder, save_checkpoint, side_files
+from .folder import folder_size, save_checkpoint, side_files
 from .model_card import loading_snippet, model_card, with_onnx_section
+from .new_folder import new_folder
 from .onnx_export import FILE, INT8_FILE, export_onnx, require_onnx, write_onnx
 
 
@@ -26,15 +29,40 @@ def main(argv=None):
         argv (`list[str]`, *optional*): the arguments; by default those of the process.
 
     Returns:
-        `int`: 0; 1 if `--run_test` found something; 2 if there is no conversion, for a reason told on stderr.
+        `int`: 0; 1 if `--run_test` found something; 2 if there is no conversion, for a reason told on stderr; 130 or
+        143 if it was stopped by Ctrl-C or SIGTERM.
     """
     options = parse_arguments(sys.argv[1:] if argv is None else argv)
     try:
-        with _quiet(), logging_redirect_tqdm([logging.getLogger(__package__)]):
+        with _quiet(), _stoppable(), logging_redirect_tqdm([logging.getLogger(__package__)]):
             return _convert(options) if options.initial_model else _export(options)
     except (ValueError, OSError, ImportError) as error:
+        if options.debug:
+            raise
         print(f"lsg-convert: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except _Stopped as stopped:
+        print("lsg-convert: stopped; nothing half-written is left.", file=sys.stderr)
+        return 128 + stopped.args[0]
+
+
+class _Stopped(BaseException):
+    """Ctrl-C or SIGTERM, by its number: what is half written is cleaned up on its way."""
+
+
+@contextmanager
+def _stoppable():
+    def stop(number, frame):
+        raise _Stopped(number)
+
+    # Signals belong to the main thread, and to the caller again at the end.
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _convert(options):
@@ -53,9 +81,9 @@ def _convert(options):
         token=options.token,
     )
     name = Path(target).as_posix() if options.push_to_hub is None else _full_name(options)
-    keep = [Path(source)] if Path(source).is_dir() else []
+    sources = [Path(source)] if Path(source).is_dir() else []
     with (
-        new_folder(target, options.overwrite, keep) as folder,
+        new_folder(target, options.overwrite, sources) as folder,
         tqdm(total=3 + bool(options.onnx), bar_format="{desc:<11}|{bar:30}| {elapsed}", leave=False) as bar,
     ):
         bar.set_description_str("Reading")

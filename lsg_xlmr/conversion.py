@@ -7,6 +7,7 @@ length, the global tokens are made of embeddings that are there already, every o
 import inspect
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from huggingface_hub.utils import validate_repo_id
@@ -175,6 +176,11 @@ class LSGConverter:
                     ignore_mismatched_sizes=True,  # reported below, by name and shape
                 )
         except Exception as error:  # safetensors, pickle, zip and torch each raise their own
+            if isinstance(error, UnpicklingError):
+                raise ValueError(
+                    f"The weights of {source!r} are a pickle that holds more than tensors, and may run code when it "
+                    "is read: refused. Have its owner save it as safetensors."
+                ) from error
             reason = first_line(error).split(". ")[0].rstrip(".")  # torch goes on with advice to load unsafely
             raise ValueError(
                 f"The weights of {source!r} cannot be read: {reason}. Get the file again, or save the model again."
@@ -199,6 +205,9 @@ class LSGConverter:
         if left:
             logger.warning(f"{model_class.__name__} has no place for {_shortened(left)}.")
         model.tie_weights()
+        unsound = sorted(name for name, weight in model.named_parameters() if not _is_finite(weight))
+        if unsound:
+            logger.warning(f"The weights of {source} are not all finite: {_shortened(unsound)}.")
         return model, is_lsg
 
     def _warn_of_idle_options(self, is_lsg):
@@ -237,6 +246,11 @@ class LSGConverter:
             words = _special_word(word_table, tokenizer, "mask_token").repeat(MAX_GLOBAL_TOKENS, 1)
         words[0] = _special_word(word_table, tokenizer, "bos_token", "cls_token")
         return words + position_table[spread_positions(len(position_table), self.global_positional_stride)]
+
+
+def _is_finite(weight):
+    """Whether no value is NaN or infinite; by the extremes, which take no memory."""
+    return weight.numel() == 0 or all(x.isfinite() for x in weight.detach().aminmax())
 
 
 def _warn_of_repeated_positions(config, num_positions, length):

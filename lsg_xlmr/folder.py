@@ -1,57 +1,18 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
-"""The folder of a converted checkpoint: written whole or not at all, with what else the source's folder holds."""
+"""What the folder of a converted checkpoint holds beside what transformers writes."""
 
 import json
 import shutil
-import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from huggingface_hub import snapshot_download
+from safetensors import safe_open
 
 
 # What a conversion needs of a source on the hub beside its weights: the README, the tokenizer, the settings and the
 # modules (1_Pooling, 2_Dense, ...) of sentence-transformers.
 SIDE_FILES = ("README.md", "*.json", "sentencepiece.bpe.model", "[0-9]_*/*")
-
-
-@contextmanager
-def new_folder(target, overwrite=False, keep=()):
-    """
-    Gives an empty folder that becomes `target` when the block ends without an exception. Otherwise `target` is as it
-    was, and nothing else is left.
-
-    Args:
-        target (`str` or `Path`): the folder to be, with its parents where they are missing.
-        overwrite (`bool`): replace `target` if it is there and not empty.
-        keep (iterable of `Path`): folders that must not be replaced, nor a parent of theirs.
-
-    Raises:
-        ValueError: `target` may not be written.
-    """
-    name, target = target, Path(target).resolve()
-    for kept in (Path.cwd(), Path.home(), *keep):
-        if target in (Path(kept).resolve(), *Path(kept).resolve().parents):
-            raise ValueError(f"{str(name)!r} is {str(kept)!r} or holds it, and would replace it: name a new folder.")
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"{str(name)!r} is a file: name a folder.")
-    if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise ValueError(f"{str(name)!r} is not empty: name a new folder, or add --overwrite to replace it.")
-    # On the same file system, so that the move at the end is only a change of name.
-    beside = next(parent for parent in target.parents if parent.is_dir())
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=beside) as temporary:
-        new, old = Path(temporary, "new"), Path(temporary, "old")
-        new.mkdir()
-        yield new
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            target.rename(old)
-        try:
-            new.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            raise
 
 
 def side_files(source, token=None):
@@ -71,9 +32,13 @@ def save_checkpoint(model, tokenizer, folder, source_files):
     Args:
         source_files (`Path`): the folder with the source's files. Its SentencePiece model and tokenizer.json go along
             and, if it is that of a sentence-transformers model, its settings and modules.
+
+    Raises:
+        OSError: what stands in the files is not what was written.
     """
     # In the original format transformers 5.0 would rename the LayerNorms' weights to gamma and beta.
     model.save_pretrained(folder, save_original_format=False)
+    _read_back(model, folder)
     tokenizer.save_pretrained(folder)
     if (source_files / "sentencepiece.bpe.model").is_file():
         shutil.copyfile(source_files / "sentencepiece.bpe.model", folder / "sentencepiece.bpe.model")
@@ -90,6 +55,17 @@ def folder_size(folder):
     """
     sizes = [path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()]
     return len(sizes), sum(sizes)
+
+
+def _read_back(model, folder):
+    """Tensor by tensor, the files against the model; as bytes, since NaN is not equal to itself."""
+    weights = model.state_dict()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():
+                there, here = (x.flatten().view(torch.uint8) for x in (file.get_tensor(name), weights[name]))
+                if not torch.equal(there, here):
+                    raise OSError(f"{path.name} was not written right: {name} reads otherwise. Look at the disk.")
 
 
 def _copy_tokenizer(source_files, folder, max_sequence_length):

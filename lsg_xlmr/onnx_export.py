@@ -11,8 +11,8 @@ import torch
 from transformers import AutoTokenizer
 
 from .conversion import ARCHITECTURES, is_lsg_config, quiet_transformers, read_config
-from .folder import new_folder
 from .model_card import with_onnx_section
+from .new_folder import ONNX_FILES, new_folder
 
 
 FILE, INT8_FILE = "model.onnx", "model_qint8.onnx"  # as sentence-transformers names them
@@ -64,7 +64,7 @@ def export_onnx(folder, int8=False, overwrite=False, opset_version=OPSET):
         raise ValueError(f"There is no folder {str(folder)!r}: name that of an LSG checkpoint.")
     if not is_lsg_config(read_config(str(folder))):
         raise ValueError(f"{str(folder)!r} is a checkpoint without LSG attention: convert it first, by lsg-convert.")
-    with new_folder(folder / "onnx", overwrite) as new:
+    with new_folder(folder / "onnx", overwrite, replaceable=ONNX_FILES) as new:
         report = write_onnx(folder, new, int8, opset_version)
     card, new_card = folder / "README.md", folder / ".README.md.new"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""

@@ -221,6 +221,11 @@ def test_model_kwargs_in_python_and_in_json(run, text):
         ({"model_name": "options.txt"}, "is a file"),
         ({"source": "corrupt", "model_name": "corrupt", "overwrite": True}, "name a new folder"),
         ({"model_name": ".", "overwrite": True}, "name a new folder"),
+        ({"model_name": "full", "overwrite": True}, "'full' holds kept.txt, which would be lost"),
+        ({"model_name": "bert", "overwrite": True}, "'bert' holds no checkpoint"),
+        ({"source": "corrupt", "model_name": "corrupt/new"}, "is in the source 'corrupt'"),
+        ({"source": "corrupt", "model_name": "link/new"}, "is in the source 'corrupt'"),
+        ({"source": "corrupt", "model_name": "link", "overwrite": True}, "name a new folder"),
         ({"max_sequence_length": 2}, "at least 3"),
         ({"max_sequence_length": "many"}, "invalid int value"),
         ({"architecture": "XLMRobertaForNothing"}, "XLMRobertaForNothing"),
@@ -238,6 +243,7 @@ def test_errors_are_one_line_and_leave_no_trace(run, tmp_path, options, words):
     Path("full/kept.txt").write_text("kept")
     Path("bert/config.json").write_text('{"model_type": "bert"}')
     shutil.copytree(SOURCE, "corrupt", dirs_exist_ok=True)
+    Path("link").symlink_to("corrupt")
     Path("corrupt/model.safetensors").write_bytes((SOURCE / "model.safetensors").read_bytes()[:1000])
     before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
     code, out, err = run(**options)
@@ -248,19 +254,19 @@ def test_errors_are_one_line_and_leave_no_trace(run, tmp_path, options, words):
 
 
 def test_overwrite_replaces_only_upon_success(run, source):
-    Path("out").mkdir()
-    Path("out/old.txt").write_text("old")
+    shutil.copytree(SOURCE, "out")
+    before = {path.name: path.read_bytes() for path in Path("out").iterdir()}
     code, _, err = run("--overwrite", model_kwargs="{'block_size': 0}")
     assert code == 2 and "block_size" in err
-    assert [path.name for path in Path("out").iterdir()] == ["old.txt"]
+    assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == before
     assert run("--overwrite")[0] == 0
     assert sorted(path.name for path in Path("out").iterdir()) == FILES
     assert sorted(path.name for path in Path().iterdir()) == ["out", "source"]
 
 
 def test_failure_while_writing_leaves_the_target_alone(run, monkeypatch):
-    Path("out").mkdir()
-    Path("out/old.txt").write_text("old")
+    shutil.copytree(SOURCE, "out")
+    before = {path.name: path.read_bytes() for path in Path("out").iterdir()}
 
     def no_space(*args, **kwargs):
         raise OSError("No space left on device")
@@ -268,7 +274,8 @@ def test_failure_while_writing_leaves_the_target_alone(run, monkeypatch):
     monkeypatch.setattr(cli, "model_card", no_space)
     code, _, err = run("--overwrite")
     assert code == 2 and "No space left on device" in err
-    assert [str(path) for path in Path().rglob("*")] == ["out", "out/old.txt"]
+    assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == before
+    assert [str(path) for path in Path().iterdir()] == ["out"]
 
 
 def test_missing_parents_are_made(run):
