@@ -2,6 +2,7 @@
 # Made from the files of lsg_xlmr/ by `python lsg_xlmr/drop_in.py .`: edit those, not this one.
 """Configuration of the LSG (local + sparse + global) attention version of XLM-RoBERTa."""
 
+import inspect
 import shutil
 from pathlib import Path
 
@@ -118,6 +119,11 @@ class LSGConfig(XLMRobertaConfig):
         self.sparse_pred_ignore_index = sparse_pred_ignore_index
         super().__init__(**kwargs)
         self.validate_lsg()
+
+    @classmethod
+    def lsg_fields(cls) -> list[str]:
+        """The names of the fields that XLM-RoBERTa's configuration has not."""
+        return [name for name in inspect.signature(cls).parameters if name != "kwargs"]
 
     @property
     def has_sparse_tokens(self) -> bool:

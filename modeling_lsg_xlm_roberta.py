@@ -1184,8 +1184,12 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
             globals for a decoder.
 
         Raises:
-            ValueError: the input is empty, longer than the positions, or of a length that `adaptive=False` refuses.
+            ValueError: the input is empty, longer than the positions, of a length that `adaptive=False` refuses, or
+                holds ids that the tables have no row for.
         """
+        _check_ids("input_ids", input_ids, self.config.vocab_size)
+        _check_ids("position_ids", position_ids, self.config.max_position_embeddings)
+        _check_ids("token_type_ids", token_type_ids, self.config.type_vocab_size)
         self._check_length(input_ids, position_ids, inputs_embeds, past_key_values_length)
         embeddings = super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, past_key_values_length)
         if self.config.is_decoder:
@@ -1221,6 +1225,25 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
                 f"multiple of block_size={block_size}: {shorter} or {shorter + block_size} would do, and so would "
                 "adaptive=True, which pads inside the model."
             )
+
+
+def _check_ids(name, ids, size):
+    """Whether `ids` are numbers of rows of a table of `size`; off the CPU a look at them would make it wait."""
+    if ids is None:
+        return
+    if ids.ndim != 2 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(
+            f"`{name}` must be whole numbers of shape (batch_size, sequence_length), got {ids.dtype} of shape "
+            f"{tuple(ids.shape)}. A tokenizer gives them with return_tensors='pt'."
+        )
+    if ids.device.type != "cpu" or ids.numel() == 0 or is_tracing(ids):
+        return
+    lowest, highest = (int(x) for x in ids.aminmax())
+    if lowest < 0 or highest >= size:
+        raise ValueError(
+            f"`{name}` holds {lowest if lowest < 0 else highest}, and must be from 0 to {size - 1}: is it made for "
+            "another checkpoint?"
+        )
 
 
 # XLM-RoBERTa's encoder with another self-attention, and the global tokens running beside the tokens.
@@ -1590,6 +1613,25 @@ class LSGXLMRobertaPreTrainedModel(XLMRobertaPreTrainedModel):
     config_class = LSGConfig
     _no_split_modules = ["LSGEmbeddings", "LSGLayer"]
     _supports_flash_attn = False
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """
+        [`~transformers.PreTrainedModel.from_pretrained`].
+
+        Raises:
+            TypeError: an argument is neither its own nor a field of the configuration.
+        """
+        try:
+            return super().from_pretrained(*args, **kwargs)
+        except TypeError as error:
+            found = re.search("unexpected keyword argument '(.+)'", str(error))
+            if not found or found[1] not in kwargs:
+                raise
+            raise TypeError(
+                f"Neither from_pretrained nor LSGConfig knows {found[1]!r}. The LSG fields are "
+                f"{', '.join(LSGConfig.lsg_fields())}."
+            ) from error
 
     def get_correct_attn_implementation(self, requested_attention, is_init_check=False):
         """

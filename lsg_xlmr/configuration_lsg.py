@@ -1,6 +1,7 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
 """Configuration of the LSG (local + sparse + global) attention version of XLM-RoBERTa."""
 
+import inspect
 import shutil
 from pathlib import Path
 
@@ -117,6 +118,11 @@ class LSGConfig(XLMRobertaConfig):
         self.sparse_pred_ignore_index = sparse_pred_ignore_index
         super().__init__(**kwargs)
         self.validate_lsg()
+
+    @classmethod
+    def lsg_fields(cls) -> list[str]:
+        """The names of the fields that XLM-RoBERTa's configuration has not."""
+        return [name for name in inspect.signature(cls).parameters if name != "kwargs"]
 
     @property
     def has_sparse_tokens(self) -> bool:

@@ -4,7 +4,6 @@ Makes an LSG checkpoint from an XLM-RoBERTa one, without training: the position 
 length, the global tokens are made of embeddings that are there already, every other weight is carried over.
 """
 
-import inspect
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -138,10 +137,9 @@ class LSGConverter:
     def _config(self, source, model_class, lsg_kwargs):
         config, unknown = LSGConfig.from_pretrained(source, token=self.token, return_unused_kwargs=True, **lsg_kwargs)
         if unknown:
-            fields = [name for name in inspect.signature(LSGConfig).parameters if name != "kwargs"]
             raise ValueError(
                 f"LSGConfig has no field {', '.join(map(repr, sorted(unknown)))}. Its LSG fields are "
-                f"{', '.join(fields)}."
+                f"{', '.join(LSGConfig.lsg_fields())}."
             )
         config.architectures = [model_class.__name__]
         # The field may contradict the weights; left empty, transformers looks at the weights.

@@ -6,6 +6,7 @@ heads and everything else are transformers' own.
 With `config.is_decoder=True` it is the stock causal decoder: dense causal attention, a cache, no global tokens.
 """
 
+import re
 from functools import wraps
 
 import torch
@@ -43,6 +44,25 @@ class LSGXLMRobertaPreTrainedModel(XLMRobertaPreTrainedModel):
     config_class = LSGConfig
     _no_split_modules = ["LSGEmbeddings", "LSGLayer"]
     _supports_flash_attn = False
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """
+        [`~transformers.PreTrainedModel.from_pretrained`].
+
+        Raises:
+            TypeError: an argument is neither its own nor a field of the configuration.
+        """
+        try:
+            return super().from_pretrained(*args, **kwargs)
+        except TypeError as error:
+            found = re.search("unexpected keyword argument '(.+)'", str(error))
+            if not found or found[1] not in kwargs:
+                raise
+            raise TypeError(
+                f"Neither from_pretrained nor LSGConfig knows {found[1]!r}. The LSG fields are "
+                f"{', '.join(LSGConfig.lsg_fields())}."
+            ) from error
 
     def get_correct_attn_implementation(self, requested_attention, is_init_check=False):
         """

@@ -369,3 +369,24 @@ def test_wrong_sources(source, change, words):
     with pytest.raises(ValueError, match=words) as caught:
         convert(source)
     assert str(source) in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_named(source, caplog):
+    weights = load_file(source / "model.safetensors")
+    weights["roberta.encoder.layer.0.output.dense.weight"][0, 0] = float("nan")
+    weights["lm_head.dense.bias"][1] = float("inf")
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    LSGConverter(max_sequence_length=600).convert_from_pretrained(source)
+    assert "are not all finite: lm_head.dense.bias, roberta.encoder.layer.0.output.dense.weight" in caplog.text
+
+
+def test_pickle_that_runs_code_is_refused(source, tmp_path):
+    class Touch:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "touched",)
+
+    (source / "model.safetensors").unlink()
+    torch.save({"roberta.pooler.dense.bias": Touch()}, source / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="a pickle that holds more than tensors.*refused"):
+        LSGConverter().convert_from_pretrained(source)
+    assert not (tmp_path / "touched").exists()
