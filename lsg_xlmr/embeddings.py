@@ -32,9 +32,9 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
                 holds ids that the tables have no row for.
         """
         _check_ids("input_ids", input_ids, self.config.vocab_size)
+        self._check_length(input_ids, position_ids, inputs_embeds, past_key_values_length)
         _check_ids("position_ids", position_ids, self.config.max_position_embeddings)
         _check_ids("token_type_ids", token_type_ids, self.config.type_vocab_size)
-        self._check_length(input_ids, position_ids, inputs_embeds, past_key_values_length)
         embeddings = super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, past_key_values_length)
         if self.config.is_decoder:
             return embeddings
