@@ -89,7 +89,9 @@ def run(task: Task) -> None:
     Fine-tunes `--model` on short texts, converts it, fine-tunes that on long ones, and tells how each way reads long
     documents. Stopped or killed, the same command goes on from the last checkpoint in `--output_dir`.
     """
-    example, arguments = HfArgumentParser((ExampleArguments, TrainingArguments)).parse_args_into_dataclasses()
+    parser = HfArgumentParser((ExampleArguments, TrainingArguments))
+    parser.set_defaults(per_device_train_batch_size=4, learning_rate=1e-4, save_steps=50, save_total_limit=1)
+    example, arguments = parser.parse_args_into_dataclasses()
     set_seed(arguments.seed)  # the head is new
     tokenizer = AutoTokenizer.from_pretrained(example.model)
     source = task.auto_class.from_pretrained(example.model, **task.fields)

@@ -185,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
         details = {"id": name, "modelId": name, "sha": found[0], "private": repository.private, "siblings": files}
         return self._reply(200, {**details, "tags": [], "downloads": 0, "likes": 0, "gated": False})
 
-    def _tree(self, hub, name, revision, folder=""):
+    def _tree(self, hub, name, revision, folder=None):
         repository = self._repository(hub, name)
         if repository is None:
             return None
@@ -195,8 +195,10 @@ class _Handler(BaseHTTPRequestHandler):
         files = [
             {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
             for path, content in found[1].items()
-            if path.startswith(folder)
+            if path.startswith(f"{folder}/" if folder else "")
         ]
+        if folder and not files:
+            return self._reply(404, {"error": "no such folder"}, X_Error_Code="EntryNotFound")
         return self._reply(200, files)
 
     def _no_revision(self):
