@@ -11,8 +11,10 @@ the files that are missing. On a cluster all three folders must be seen by every
 """
 
 import argparse
+import glob
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.json
@@ -47,7 +49,8 @@ class Embedder:
             vectors += found
             tokens += count
         in_place = [vector for _, vector in sorted(zip(order, vectors, strict=True), key=lambda pair: pair[0])]
-        write_whole(pa.table({"id": table["id"], "embedding": in_place}), target_of(path, self.output))
+        embeddings = pa.array(in_place, pa.list_(pa.float32()))
+        write_whole(pa.table({"id": table["id"], "embedding": embeddings}), target_of(path, self.output))
         return {"documents": [len(texts)], "tokens": [tokens], "seconds": [time.perf_counter() - start]}
 
     @torch.inference_mode()
@@ -64,7 +67,8 @@ def target_of(path, output):
 
 def write_whole(table, target):
     """`target` appears when all of it is there."""
-    partial = target.with_name(f".{target.name}.partial")
+    # A name of its own: on a cluster a process of a killed run may still write when the next one begins.
+    partial = target.with_name(f".{target.name}.{uuid4().hex}.partial")
     pq.write_table(table, partial)
     partial.replace(target)
 
@@ -88,6 +92,9 @@ def main():
     print(f"{len(files) - len(missing)} of {len(files)} files are embedded already.", flush=True)
     if missing:
         embed(missing, args)
+    for path in files:  # what killed runs began
+        for partial in args.output.glob(f".{glob.escape(target_of(path, args.output).name)}.*.partial"):
+            partial.unlink(missing_ok=True)
 
 
 def embed(files, args):
@@ -110,8 +117,8 @@ def embed(files, args):
     documents = tokens = seconds = 0
     for row in done.iter_rows():
         documents, tokens, seconds = documents + row["documents"], tokens + row["tokens"], seconds + row["seconds"]
-    per_million = seconds * args.threads / tokens * 1e6
-    print(f"{documents} documents, {tokens} tokens: {per_million:.0f} core seconds per million tokens.")
+    print(f"{documents} documents, {tokens} tokens", end="")
+    print(f": {seconds * args.threads / tokens * 1e6:.0f} core seconds per million tokens." if tokens else ".")
 
 
 if __name__ == "__main__":

@@ -38,19 +38,58 @@ def folder(tmp_path_factory):
     return folder
 
 
-def start(folder, output):
-    command = [sys.executable, str(SCRIPT), "--model", "model", "--corpus", "corpus", "--output", output]
-    environment = {**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    return subprocess.Popen(
-        [*command, "--threads", "1"], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+def processes(mark):
+    """The numbers of the processes started with EMBED_CORPUS_TEST set to `mark`, Ray's own among them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"EMBED_CORPUS_TEST={mark}".encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+        except OSError:  # ended meanwhile, or another user's
+            pass
+    return found
 
 
-def finish(process):
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output[-3000:]
-    return output
+@pytest.fixture
+def start(folder, tmp_path):
+    """A function that starts the script; whatever it started must end by itself."""
+
+    def call(output):
+        command = [sys.executable, str(SCRIPT), "--model", "model", "--corpus", "corpus", "--output", output]
+        environment = {**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+        environment["EMBED_CORPUS_TEST"] = str(tmp_path)
+        log = open(tmp_path / "log", "w")  # not a pipe, which would stay open as long as any process that holds it
+        with log:
+            return subprocess.Popen(
+                [*command, "--threads", "1"], cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    yield call
+    deadline = time.time() + 60
+    while (left := processes(tmp_path)) and time.time() < deadline:
+        time.sleep(0.2)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+@pytest.fixture
+def finish(tmp_path):
+    def call(process):
+        try:
+            process.wait(timeout=300)
+        finally:
+            process.kill()
+        output = (tmp_path / "log").read_text()
+        assert process.returncode == 0, output[-3000:]
+        return output
+
+    return call
+
+
+def files_in(folder):
+    """Name to inode and time of writing."""
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.glob("*.parquet")}
 
 
 def vectors(folder):
@@ -61,21 +100,27 @@ def vectors(folder):
     return {row["id"]: torch.tensor(row["embedding"]) for row in rows}
 
 
-def test_killed_in_the_middle_and_run_again(folder):
-    process = start(folder, "killed")
+def test_killed_in_the_middle_and_run_again(folder, start, finish, tmp_path):
+    process = start("killed")
     deadline = time.time() + 200
-    while not list((folder / "killed").glob("*.parquet")):
+    while not files_in(folder / "killed"):
         assert process.poll() is None and time.time() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    time.sleep(3)  # Ray's own processes see that their driver is gone
-    there = {path.name: path.stat().st_mtime_ns for path in (folder / "killed").glob("*.parquet")}
-    output = finish(start(folder, "killed"))
-    assert f"{len(there)} of {NUM_FILES} files are embedded already." in output
-    after = {path.name: path.stat().st_mtime_ns for path in (folder / "killed").glob("*.parquet")}
-    assert len(after) == NUM_FILES and all(after[name] == when for name, when in there.items())
-    assert f"{NUM_FILES} of {NUM_FILES} files" in finish(start(folder, "killed"))
+        time.sleep(0.02)
+    assert len(processes(tmp_path)) > 1
+    process.kill()  # Ray's own processes are not told
+    process.wait()
+    there = files_in(folder / "killed")
+    missing = next(path for path in (folder / "corpus").iterdir() if f"{path.name}.parquet" not in there)
+    (folder / "killed" / f".{missing.name}.parquet.0.partial").write_bytes(b"PAR1 half of a file")
+    output = finish(start("killed"))
+    found = int(output.split(" of ")[0])
+    assert len(there) <= found < NUM_FILES  # one more may have come between the kill and the look
+    assert f"{found} of {NUM_FILES} files are embedded already." in output
+    after = files_in(folder / "killed")
+    assert len(after) == len(os.listdir(folder / "killed")) == NUM_FILES
+    assert {name: after[name] for name in there} == there
+    assert f"{NUM_FILES} of {NUM_FILES} files" in finish(start("killed"))
+    assert files_in(folder / "killed") == after
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     model = AutoModel.from_pretrained(folder / "model", trust_remote_code=True).eval()
