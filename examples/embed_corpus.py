@@ -16,13 +16,17 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
-import pyarrow as pa
-import pyarrow.json
-import pyarrow.parquet as pq
-import ray
 import torch
-from ray.data import ActorPoolStrategy, DataContext
+from extras import ecosystem
 from transformers import AutoModel, AutoTokenizer
+
+
+with ecosystem():
+    import pyarrow as pa
+    import pyarrow.json
+    import pyarrow.parquet as pq
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
 
 
 READERS = {".parquet": pq.read_table, ".jsonl": pa.json.read_json}

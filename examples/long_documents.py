@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from extras import ecosystem
 from tqdm import tqdm
 from train_tiny_xlm_roberta import load_facts, write_sentences
 from transformers import AutoTokenizer, HfArgumentParser, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
@@ -158,7 +159,8 @@ def encode(tokenizer, *texts, **fields):
 
 def draw(results, tested, path):
     """The share read right by where the deciding sentence stands, as a PNG file and as JSON."""
-    import matplotlib
+    with ecosystem():
+        import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot

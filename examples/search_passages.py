@@ -19,26 +19,30 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import Dataset
-from sentence_transformers import (
-    CrossEncoder,
-    CrossEncoderTrainer,
-    CrossEncoderTrainingArguments,
-    SentenceTransformer,
-    SentenceTransformerTrainer,
-    SentenceTransformerTrainingArguments,
-    SparseEncoder,
-    SparseEncoderTrainer,
-    SparseEncoderTrainingArguments,
-)
-from sentence_transformers.cross_encoder import losses as reranker_losses
-from sentence_transformers.sentence_transformer import losses as dense_losses
-from sentence_transformers.sentence_transformer.modules import Pooling
-from sentence_transformers.sparse_encoder import losses as sparse_losses
+from extras import ecosystem
 from train_tiny_xlm_roberta import load_facts, write_sentences
 from transformers import set_seed
 
 from lsg_xlmr.cli import main as convert
+
+
+with ecosystem():
+    from datasets import Dataset
+    from sentence_transformers import (
+        CrossEncoder,
+        CrossEncoderTrainer,
+        CrossEncoderTrainingArguments,
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+        SparseEncoder,
+        SparseEncoderTrainer,
+        SparseEncoderTrainingArguments,
+    )
+    from sentence_transformers.cross_encoder import losses as reranker_losses
+    from sentence_transformers.sentence_transformer import losses as dense_losses
+    from sentence_transformers.sentence_transformer.modules import Pooling
+    from sentence_transformers.sparse_encoder import losses as sparse_losses
 
 
 TINY = Path(__file__).parents[1] / "models" / "tiny-xlm-roberta"

@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from extras import ecosystem
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 
@@ -62,7 +63,8 @@ def long_text(tokenizer, length):
 
 def draw(name, output):
     """Draws the panels for the checkpoint in the folder `name` and writes them to the file `output`."""
-    import matplotlib
+    with ecosystem():
+        import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot

@@ -101,3 +101,20 @@ def test_picture_of_the_pattern(tmp_path):
                 assert names[found[query, key]] == expected, (sparsity_type, query, key)
     run("show_pattern.py", tmp_path, "--model", "m", "--output", "pattern.png")
     assert (tmp_path / "pattern.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "name, package",
+    [("embed_corpus.py", "ray"), ("search_passages.py", "datasets"), ("show_pattern.py", "matplotlib")],
+)
+def test_a_missing_package_is_told_with_the_line_that_installs_it(tmp_path, name, package):
+    source = str(ROOT / "models" / "tiny-xlm-roberta")
+    assert main(["--initial_model", source, "--model_name", str(tmp_path / "m")]) == 0
+    script = ROOT / "examples" / name
+    hidden = f"import runpy, sys; sys.modules[{package!r}] = None; sys.path.insert(0, {str(script.parent)!r}); "
+    command = [sys.executable, "-c", f"{hidden}runpy.run_path({str(script)!r}, run_name='__main__')", "--model", "m"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    line = done.stderr.strip().splitlines()[-1]
+    assert line == f"{package} is missing, which this example needs: pip install '.[ecosystem]'"
