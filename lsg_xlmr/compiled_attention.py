@@ -58,20 +58,14 @@ def compiled_attention(inputs):
     )
 
 
-@torch.library.custom_op(f"{NAMESPACE}::attention", mutates_args=())
-def _attention_operator(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    sparse_key: torch.Tensor,
-    sparse_value: torch.Tensor,
-    mask: torch.Tensor | None,
-    sparse_mask: torch.Tensor | None,
-    seed: torch.Tensor | None,
-    sizes: list[int],
-    scaling: float,
-    dropout: float,
-) -> torch.Tensor:
+# Schemas are written out: torch 2.6 infers none from `list[int]`.
+@torch.library.custom_op(
+    f"{NAMESPACE}::attention",
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor value, Tensor sparse_key, Tensor sparse_value, Tensor? mask, "
+    "Tensor? sparse_mask, Tensor? seed, SymInt[] sizes, float scaling, float dropout) -> Tensor",
+)
+def _attention_operator(query, key, value, sparse_key, sparse_value, mask, sparse_mask, seed, sizes, scaling, dropout):
     tensors = query, key, value, sparse_key, sparse_value
     with _seeded(seed):
         return attend(tensors, _operator_blocks(tensors, mask, sparse_mask, sizes), scaling, dropout)[0]
@@ -82,18 +76,13 @@ def _(query, *args):
     return query.transpose(1, 2).new_empty(query.transpose(1, 2).shape)
 
 
-@torch.library.custom_op(f"{NAMESPACE}::attention_backward", mutates_args=())
-def _attention_backward_operator(
-    grad_context: torch.Tensor,
-    context: torch.Tensor,
-    tensors: list[torch.Tensor],
-    mask: torch.Tensor | None,
-    sparse_mask: torch.Tensor | None,
-    seed: torch.Tensor | None,
-    sizes: list[int],
-    scaling: float,
-    dropout: float,
-) -> list[torch.Tensor]:
+@torch.library.custom_op(
+    f"{NAMESPACE}::attention_backward",
+    mutates_args=(),
+    schema="(Tensor grad_context, Tensor context, Tensor[] tensors, Tensor? mask, Tensor? sparse_mask, Tensor? seed, "
+    "SymInt[] sizes, float scaling, float dropout) -> Tensor[]",
+)
+def _attention_backward_operator(grad_context, context, tensors, mask, sparse_mask, seed, sizes, scaling, dropout):
     blocks = _operator_blocks(tensors, mask, sparse_mask, sizes)
     with _seeded(seed):
         return attend_backward(
