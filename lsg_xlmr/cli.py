@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from .arguments import parse_arguments
 from .check import check_fill_mask, check_heads
 from .conversion import ARCHITECTURES, LSGConverter, first_line, quiet_transformers, read_config
-from .folder import folder_size, save_checkpoint, side_files
+from .folder import folder_size, save_checkpoint, side_files, unchanged
 from .model_card import loading_snippet, model_card, with_onnx_section
 from .new_folder import new_folder
 from .onnx_export import FILE, INT8_FILE, export_onnx, require_onnx, write_onnx
@@ -36,10 +37,12 @@ def main(argv=None):
     try:
         with _quiet(), _stoppable(), logging_redirect_tqdm([logging.getLogger(__package__)]):
             return _convert(options) if options.initial_model else _export(options)
-    except (ValueError, OSError, ImportError) as error:
+    except Exception as error:
         if options.debug:
-            raise
-        print(f"lsg-convert: {' '.join(str(error).split())}", file=sys.stderr)
+            traceback.print_exc()
+        expected = isinstance(error, (ValueError, OSError, ImportError))
+        message = str(error) if expected else f"{type(error).__name__}: {error} (--debug shows where)"
+        print(f"lsg-convert: {' '.join(message.split())}", file=sys.stderr)
         return 2
     except _Stopped as stopped:
         print("lsg-convert: stopped; nothing half-written is left.", file=sys.stderr)
@@ -84,6 +87,7 @@ def _convert(options):
     sources = [Path(source)] if Path(source).is_dir() else []
     with (
         new_folder(target, options.overwrite, sources) as folder,
+        unchanged(*sources),
         tqdm(total=3 + bool(options.onnx), bar_format="{desc:<11}|{bar:30}| {elapsed}", leave=False) as bar,
     ):
         bar.set_description_str("Reading")

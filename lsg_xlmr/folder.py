@@ -3,16 +3,18 @@
 
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 
 # What a conversion needs of a source on the hub beside its weights: the README, the tokenizer, the settings and the
 # modules (1_Pooling, 2_Dense, ...) of sentence-transformers.
 SIDE_FILES = ("README.md", "*.json", "sentencepiece.bpe.model", "[0-9]_*/*")
+WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 
 def side_files(source, token=None):
@@ -25,6 +27,27 @@ def side_files(source, token=None):
     return Path(snapshot_download(str(source), token=token, allow_patterns=SIDE_FILES))
 
 
+@contextmanager
+def unchanged(*folders):
+    """
+    Raises:
+        ValueError: at the end of the block, if a file of a checkpoint in `folders` is another than at its beginning.
+    """
+    before = [_state(folder) for folder in folders]
+    yield
+    for folder, then in zip(folders, before):
+        now = _state(folder)
+        changed = sorted(str(path) for path in then.keys() | now.keys() if then.get(path) != now.get(path))
+        if changed:
+            raise ValueError(f"{changed[0]!r} has changed while it was read: start again when it is whole.")
+
+
+def _state(folder):
+    """What changes with a file's content, by the path of each file that a conversion may read."""
+    paths = (path for pattern in SIDE_FILES + WEIGHT_FILES for path in Path(folder).glob(pattern) if path.is_file())
+    return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in ((x, x.stat()) for x in paths)}
+
+
 def save_checkpoint(model, tokenizer, folder, source_files):
     """
     Write the model, its code, the tokenizer and what else belongs to them to `folder`.
@@ -34,10 +57,13 @@ def save_checkpoint(model, tokenizer, folder, source_files):
             and, if it is that of a sentence-transformers model, its settings and modules.
 
     Raises:
-        OSError: what stands in the files is not what was written.
+        OSError: the files cannot be written, or what stands in them is not what was written.
     """
-    # In the original format transformers 5.0 would rename the LayerNorms' weights to gamma and beta.
-    model.save_pretrained(folder, save_original_format=False)
+    try:
+        # In the original format transformers 5.0 would rename the LayerNorms' weights to gamma and beta.
+        model.save_pretrained(folder, save_original_format=False)
+    except SafetensorError as error:
+        raise OSError(f"The weights cannot be written: {error}") from error
     _read_back(model, folder)
     tokenizer.save_pretrained(folder)
     if (source_files / "sentencepiece.bpe.model").is_file():
@@ -59,13 +85,17 @@ def folder_size(folder):
 
 def _read_back(model, folder):
     """Tensor by tensor, the files against the model; as bytes, since NaN is not equal to itself."""
-    weights = model.state_dict()
+    weights, read = model.state_dict(), set()
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             for name in file.keys():
                 there, here = (x.flatten().view(torch.uint8) for x in (file.get_tensor(name), weights[name]))
                 if not torch.equal(there, here):
                     raise OSError(f"{path.name} was not written right: {name} reads otherwise. Look at the disk.")
+                read.add(weights[name].data_ptr())  # tied weights are stored once
+    missing = sorted(name for name, weight in weights.items() if weight.data_ptr() not in read)
+    if missing:
+        raise OSError(f"The weights were not written whole: {missing[0]} is not there. Look at the disk.")
 
 
 def _copy_tokenizer(source_files, folder, max_sequence_length):
@@ -86,8 +116,20 @@ def _copy_sentence_transformers(source_files, folder, max_sequence_length):
     settings = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
     settings["max_seq_length"] = max_sequence_length
     (folder / "sentence_bert_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    for module in json.loads((source_files / "modules.json").read_text(encoding="utf-8")):
-        if module["path"]:  # the transformer's is empty: it is the folder itself
-            (folder / module["path"]).mkdir(parents=True, exist_ok=True)  # 2_Normalize holds no file
-            if (source_files / module["path"]).is_dir():
-                shutil.copytree(source_files / module["path"], folder / module["path"], dirs_exist_ok=True)
+    for path in _module_folders(source_files):
+        (folder / path).mkdir(parents=True, exist_ok=True)  # 2_Normalize holds no file
+        if (source_files / path).is_dir():
+            shutil.copytree(source_files / path, folder / path, dirs_exist_ok=True)
+
+
+def _module_folders(source_files):
+    """The folders of the modules but the transformer's, whose path is empty: it is the source itself."""
+    try:
+        modules = json.loads((source_files / "modules.json").read_text(encoding="utf-8"))
+        paths = [str(module["path"]) for module in modules if module["path"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"modules.json is no list of modules, each with a path: {error!r}.") from error
+    for path in paths:  # what it names is copied: it may be no other folder of this machine
+        if not (source_files / path).resolve().is_relative_to(source_files.resolve()):
+            raise ValueError(f"modules.json names {path!r}, which is outside the folder: refused.")
+    return paths

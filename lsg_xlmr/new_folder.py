@@ -5,22 +5,26 @@ import hashlib
 import shutil
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 
-# What a checkpoint may hold at its top; a folder that holds anything else is not replaced.
+# What a checkpoint may hold; a folder that holds anything else is not replaced. The state of a training (optimizer.pt,
+# trainer_state.json) is not among it: no conversion would give it back.
 CHECKPOINT_FILES = (
     *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
     *("pytorch_model*.bin", "pytorch_model.bin.index.json", "training_args.bin"),
-    *("configuration_lsg.py", "modeling_lsg_*.py", "__pycache__"),
+    *("configuration_lsg.py", "modeling_lsg_*.py", "__pycache__/*.pyc"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "*.bpe.model"),
-    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "[0-9]_*"),
-    *("README.md", "LICENSE", ".gitattributes", "onnx"),
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+    *("[0-9]_*/config.json", "[0-9]_*/model.safetensors", "[0-9]_*/pytorch_model.bin"),
+    *("README.md", "LICENSE", ".gitattributes", "onnx/*.onnx", "onnx/*.onnx[._]data", "onnx/*.json"),
+    *(".onnx-????????/*", ".onnx-????????/*/*", ".README.md.new"),  # of an export that was killed
 )
 CHECKPOINT_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
-ONNX_FILES = ("*.onnx", "*.onnx.data", "*.onnx_data", "*.json")
+ONNX_FILES = ("*.onnx", "*.onnx[._]data", "*.json")
 
 
 @contextmanager
@@ -34,10 +38,11 @@ def new_folder(target, overwrite=False, sources=(), replaceable=CHECKPOINT_FILES
         target (`str` or `Path`): the folder to be, with its parents where they are missing.
         overwrite (`bool`): replace `target` if it is there and not empty.
         sources (iterable of `Path`): folders that are read meanwhile: `target` may neither hold nor be in one.
-        replaceable (iterable of `str`): what a folder may hold to be replaced, as patterns of file names.
+        replaceable (iterable of `str`): the files a folder may hold to be replaced, as patterns of their paths.
 
     Raises:
         ValueError: `target` may not be written, or another process is writing it.
+        OSError: it cannot be, for want of permission or space.
     """
     name, target = target, Path(target).resolve()
     _check_place(name, target, sources)
@@ -45,85 +50,106 @@ def new_folder(target, overwrite=False, sources=(), replaceable=CHECKPOINT_FILES
     # parents of another target of this name may be missing too.
     beside = next(parent for parent in target.parents if parent.is_dir())
     number = hashlib.sha256(str(target).encode()).hexdigest()[:8]
-    with _locked(beside / f".{target.name}-{number}", name) as work:
-        new, old = work / "new", work / "old"
-        if old.exists() and not target.exists():
-            old.rename(target)
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
+    with _locked(beside / f".{target.name}-{number}", target, name) as work:
+        _clear(work, target)
         _check_content(name, target, overwrite, replaceable)
+        new = work / "new"
         new.mkdir()
         yield new
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            if target.exists():
-                target.rename(old)
-            new.rename(target)
-        except BaseException:  # a signal too
-            if old.exists() and not target.exists():
-                old.rename(target)
-            raise
+        if target.exists():
+            target.rename(work / "old")
+        new.rename(target)
 
 
 @contextmanager
-def _locked(work, name):
+def _locked(work, target, name):
     """The folder `work`, of this process alone until the block ends, when it is gone; a lock ends with its process."""
     lock = FileLock(work / "lock", thread_local=False)
     try:
         while not (lock.is_locked and (work / "lock").exists()):  # or the process before has just removed the folder
             lock.release()
-            work.mkdir(exist_ok=True)
             try:
+                work.mkdir(exist_ok=True)
                 lock.acquire(timeout=0)
             except FileNotFoundError:
                 continue
             except Timeout:
                 message = f"Another process is writing {str(name)!r}: wait for it, or name a new folder."
                 raise ValueError(message) from None
+            except OSError as error:
+                raise OSError(f"{str(name)!r} cannot be written in {str(work.parent)!r}: {error.strerror}.") from error
         yield work
     finally:
         try:
-            _remove(work, lock)
+            _remove(work, target, lock)
         except BaseException:  # a signal
-            _remove(work, lock)
+            _remove(work, target, lock)
             raise
 
 
-def _remove(work, lock):
+def _remove(work, target, lock):
     """Removes `work` unless it is another process's; a signal may have come while it was being locked."""
     try:
         if work.is_dir():
             lock.acquire(timeout=0)
+            _clear(work, target)
             shutil.rmtree(work, ignore_errors=True)
-    except (Timeout, FileNotFoundError):
+    except (Timeout, OSError):
         pass
     lock.release(force=True)
 
 
+def _clear(work, target):
+    """Removes what is half made, and puts back the old folder if it was just being replaced."""
+    new, old = work / "new", work / "old"
+    if old.exists() and not target.exists():
+        old.rename(target)
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def _check_place(name, target, sources):
     for kept in (Path.cwd(), Path.home(), *sources):
-        if target in (Path(kept).resolve(), *Path(kept).resolve().parents):
+        if any(_is_same(target, folder) for folder in (Path(kept).resolve(), *Path(kept).resolve().parents)):
             raise ValueError(f"{str(name)!r} is {str(kept)!r} or holds it, and would replace it: name a new folder.")
     for source in sources:
-        if Path(source).resolve() in target.parents:
+        if any(_is_same(Path(source), folder) for folder in target.parents):
             raise ValueError(f"{str(name)!r} is in the source {str(source)!r}: name a folder outside.")
     if target.exists() and not target.is_dir():
         raise ValueError(f"{str(name)!r} is a file: name a folder.")
 
 
+def _is_same(one, other):
+    """Whether both are one folder, whatever links, mounts and the case of letters make of their names."""
+    return one.exists() and other.exists() and one.samefile(other)
+
+
 def _check_content(name, target, overwrite, replaceable):
-    names = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
-    if not names:
+    if not target.is_dir() or not any(target.iterdir()):
         return
     if not overwrite:
         raise ValueError(f"{str(name)!r} is not empty: name a new folder, or add --overwrite to replace it.")
-    unknown = [name for name in names if not any(fnmatch(name, pattern) for pattern in replaceable)]
+    unknown = (path for path in _files(target) if not any(_matches(path, pattern) for pattern in replaceable))
+    unknown = sorted(str(path) for path in islice(unknown, 4))
     if unknown:
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise ValueError(
-            f"{str(name)!r} holds {', '.join(unknown[:3])}{more}, which would be lost with it: move that away, or "
-            "name a new folder."
+            f"{str(name)!r} holds {', '.join(unknown[:3])}{' and more' if unknown[3:] else ''}, which would be lost "
+            "with it: move that away, or name a new folder."
         )
-    weights = [name for name in names if any(fnmatch(name, pattern) for pattern in CHECKPOINT_WEIGHTS)]
-    if replaceable is CHECKPOINT_FILES and not (weights and "config.json" in names):
-        raise ValueError(f"{str(name)!r} holds no checkpoint, and is not replaced: name a new folder.")
+    if replaceable is CHECKPOINT_FILES:
+        names = [path.name for path in target.iterdir()]
+        if "config.json" not in names or not any(
+            fnmatch(name, weights) for name in names for weights in CHECKPOINT_WEIGHTS
+        ):
+            raise ValueError(f"{str(name)!r} holds no checkpoint, and is not replaced: name a new folder.")
+
+
+def _files(folder):
+    """The path from `folder` of everything in it, at any depth, that is no folder."""
+    return (path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+
+
+def _matches(path, pattern):
+    parts = Path(pattern).parts
+    return len(parts) == len(path.parts) and all(map(fnmatch, path.parts, parts))
