@@ -10,17 +10,28 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
-from functools import lru_cache, wraps
+from functools import cached_property, lru_cache, wraps
 from itertools import count
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention as torch_flex_attention
 from torch.nn.functional import dropout as apply_dropout, pad, scaled_dot_product_attention
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    DynamicCache,
+    EncoderDecoderCache,
+    EncoderDecoderModel,
+    PretrainedConfig,
+)
+from transformers.cache_utils import DynamicLayer
 from transformers.initialization import no_init_weights
 from transformers.integrations.flex_attention import compile_friendly_flex_attention
 from transformers.loss.loss_utils import fixed_cross_entropy
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, MaskedLMOutput
 from transformers.models.xlm_roberta.modeling_xlm_roberta import (
     XLMRobertaEmbeddings,
@@ -41,7 +52,13 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import (
 from transformers.utils import can_return_tuple, logging
 from transformers.utils.import_utils import is_tracing
 
-from .configuration_lsg import MAX_GLOBAL_TOKENS, LSGConfig, LSGXLMRobertaConfig
+from .configuration_lsg import (
+    MAX_GLOBAL_TOKENS,
+    LSGConfig,
+    LSGEncoderDecoderConfig,
+    LSGXLMRobertaConfig,
+    is_lsg_config,
+)
 
 
 # Memory on CPU that is used again. Fresh memory comes page by page, each a fault.
@@ -504,10 +521,13 @@ class AttentionInputs:
         """
         tokens = slice(self.num_global_tokens, None)
         key, value = self.key[:, :, tokens], self.value[:, :, tokens] if value is None else value
-        if not self.config.has_sparse_tokens:
-            return key[:, :, :0], value[:, :, :0], None
         mask = None if self.mask is None else self.mask[:, tokens]
-        first_query = self.query[:, :, tokens][:, :, :1]
+        return self._made_sparse(key, value, mask, self.query[:, :, tokens][:, :, :1])
+
+    def _made_sparse(self, key, value, mask, first_query):
+        """The sparse tokens of these tokens, see [`sparse_tokens`]."""
+        if not self.config.has_sparse_tokens or not key.shape[2]:
+            return key[:, :, :0], value[:, :, :0], None
         return sparse_tokens(key, value, mask, first_query, self.projections, self.config)
 
     def with_sparse(self, x, sparse):
@@ -724,26 +744,39 @@ PIECES_A_THREAD = 4
 VECTOR_SIZE = 16
 
 
-def blockwise_attention(inputs):
+class Block(NamedTuple):
+    """
+    A product: of the queries at the positions `queries` with a window of keys, `(is_sparse, start, stop)` slices of
+    the keys or the sparse keys. `key_mask` (`1|h w`, bool, `None` where nothing is masked) is that of the window;
+    `later` (`q l`, 0 or -inf, `None` where there are none) is added to the scores of its last `l` keys.
+    """
+
+    queries: slice
+    window: list
+    key_mask: torch.Tensor | None = None
+    later: torch.Tensor | None = None
+
+
+def blockwise_attention(tensors, blocks, scaling, dropout):
     """
     For CPU: no tensor is as large as `t x window`, and blocks of padding cost nothing.
 
     Args:
-        inputs ([`AttentionInputs`]).
+        tensors: queries (`n h q d`), keys, values (`n h T d`), sparse keys and sparse values (`n h m d`).
+        blocks (list): of [`blocks_of_sequences`] or [`causal_blocks`].
+        scaling, dropout (`float`): as in [`AttentionInputs`].
 
     Returns:
-        the context `n T h d`.
+        the context `n q h d`.
     """
-    sparse_key, sparse_value, sparse_mask = inputs.sparse_tokens()
-    tensors = inputs.query, inputs.key, inputs.value, sparse_key, sparse_value
-    blocks = blocks_of_sequences(inputs, sparse_key.shape[2], sparse_mask)
-    return _BlockwiseAttention.apply(*tensors, blocks, inputs.scaling, inputs.dropout)
+    return _BlockwiseAttention.apply(*tensors, blocks, scaling, dropout)
 
 
 class _BlockwiseAttention(torch.autograd.Function):
     """
-    The products of [`_blocks`]. Nothing of the size `t x window` is kept but a byte a weight where there is dropout:
-    the backward pass computes each block's weights again (as FlashAttention does; Dao et al., 2022, arXiv 2205.14135).
+    The products of every [`Block`]. Nothing of the size `t x window` is kept but a byte a weight where there is
+    dropout: the backward pass computes each block's weights again (as FlashAttention does; Dao et al., 2022, arXiv
+    2205.14135).
     """
 
     @staticmethod
@@ -768,11 +801,10 @@ class _BlockwiseAttention(torch.autograd.Function):
 def attend(tensors, blocks, scaling, dropout):
     """
     Args:
-        tensors: queries, keys, values (`n h T d`), sparse keys and sparse values (`n h m d`).
-        blocks (list): of [`blocks_of_sequences`].
+        tensors, blocks: as in [`blockwise_attention`].
 
     Returns:
-        the context `n T h d`, and what was drawn for dropout, block by block.
+        the context, by position as the queries, and what was drawn for dropout, block by block.
     """
     inputs, draws = [_by_position(x) for x in tensors], []
     num_positions = inputs[0].shape[1]
@@ -782,9 +814,10 @@ def attend(tensors, blocks, scaling, dropout):
     buffers = _Buffers(context)
 
     def attend_block(piece):
-        queries, window, key_mask, (q, k, v, sk, sv, out) = piece
+        block, (q, k, v, sk, sv, out) = piece
+        queries, window = block.queries, block.window
         keys, values = buffers.gather("keys", window, k, sk), buffers.gather("values", window, v, sv)
-        weights = _block_weights(buffers, q[queries].transpose(0, 1), keys, window, key_mask, scaling)
+        weights = _block_weights(buffers, q[queries].transpose(0, 1), keys, block, scaling)
         if dropout > 0:
             draws.append(draw_dropout(weights.shape, dropout))
             weights.mul_(buffers.kept(weights.shape, draws[-1]))
@@ -814,10 +847,11 @@ def attend_backward(grad_context, context, tensors, blocks, scaling, dropout, dr
     for of_sequence, grad_out, mean, q, k, v, sk, sv, gq, gk, gv, gsk, gsv in zip(
         blocks, grad_context, means, *inputs, *grads
     ):
-        for queries, window, key_mask in of_sequence:
+        for block in of_sequence:
+            queries, window = block.queries, block.window
             keys, values = buffers.gather("keys", window, k, sk), buffers.gather("values", window, v, sv)
             block_query, grad = q[queries].transpose(0, 1), grad_out[queries].transpose(0, 1)  # h b d
-            weights = _block_weights(buffers, block_query, keys, window, key_mask, scaling)  # h b w
+            weights = _block_weights(buffers, block_query, keys, block, scaling)  # h b w
             dropped = weights
             if dropout > 0:
                 dropped = buffers.kept(weights.shape, draw(weights.shape)).mul_(weights)
@@ -883,8 +917,8 @@ def _by_position(x):
 
 def _pieces(blocks, *tensors):
     """
-    The work of the blocks of every sequence: a list of `(queries, window, key_mask, tensors)`, with the sequence's
-    part of `tensors` (each `n T|m h d`). In the order of `blocks`, all heads at once; for several threads the largest
+    The work of the blocks of every sequence: a list of `(block, tensors)`, with the sequence's part of `tensors`
+    (each `n T|m h d`). In the order of `blocks`, all heads at once; for several threads the largest
     first, and some heads at a time where there is too little for the threads to end together.
     """
     num_heads, num_blocks, num_threads = tensors[0].shape[2], sum(map(len, blocks)), num_parallel()
@@ -894,39 +928,39 @@ def _pieces(blocks, *tensors):
     for of_sequence, *parts in zip(blocks, *tensors):
         for start, stop in zip(bounds, bounds[1:]):
             of_heads = [x[:, start:stop] for x in parts]
-            for queries, window, key_mask in of_sequence:
-                if key_mask is not None and len(key_mask) > 1:
-                    key_mask = key_mask[start:stop]
-                pieces.append((queries, window, key_mask, of_heads))
-    return pieces if num_threads == 1 else sorted(pieces, key=_num_weights, reverse=True)
+            for block in of_sequence:
+                if block.key_mask is not None and len(block.key_mask) > 1:
+                    block = block._replace(key_mask=block.key_mask[start:stop])
+                pieces.append((block, of_heads))
+    return pieces if num_threads == 1 else sorted(pieces, key=lambda piece: _num_weights(piece[0]), reverse=True)
 
 
 def _num_weights(block):
-    return _num_queries(block) * _width(block[1])
+    return _num_queries(block) * _width(block.window)
 
 
-def _block_weights(buffers, query, keys, window, key_mask, scaling):
+def _block_weights(buffers, query, keys, block, scaling):
     scores = buffers.product("weights", query, keys.transpose(1, 2), scaling)  # h b w
-    width = _width(window)
+    width = _width(block.window)
     scores[:, :, width:] = -torch.inf
-    if key_mask is not None:
+    if block.key_mask is not None:
         # Added: filling in goes element by element, and takes longer than the product.
-        additive_mask = torch.zeros_like(key_mask, dtype=scores.dtype).masked_fill_(~key_mask, -torch.inf)
+        additive_mask = torch.zeros_like(block.key_mask, dtype=scores.dtype).masked_fill_(~block.key_mask, -torch.inf)
         scores[:, :, :width] += additive_mask[:, None]
+    if block.later is not None:
+        scores[:, :, width - block.later.shape[1] : width] += block.later
     return torch.softmax(scores, -1, out=scores)
 
 
 def blocks_of_sequences(inputs, m, sparse_mask):
-    """The blocks of every sequence, see [`_blocks`]; `m` sparse tokens, of which `sparse_mask` may hide some."""
+    """The blocks of every sequence of `inputs`; `m` sparse tokens, of which `sparse_mask` may hide some."""
     return [_blocks(inputs, sequence, m, sparse_mask) for sequence in range(len(inputs.key))]
 
 
 def _blocks(inputs, sequence, m, sparse_mask):
     """
-    All products of one sequence as `(queries, window, key_mask)`: `queries` a slice of positions, `window` as
-    `(is_sparse, start, stop)` slices of the keys or the `m` sparse keys, `key_mask` (`1|h w`, bool, `None` where
-    nothing is masked) that of the window. Blocks and keys that are nothing but padding are left out. The most weights
-    come first, so that every buffer is made once.
+    All products of one sequence. Blocks and keys that are nothing but padding are left out. The most weights come
+    first, so that every buffer is made once.
     """
     mask, t, num_global_tokens = inputs.mask, inputs.num_tokens, inputs.num_global_tokens
     b, s = inputs.config.block_size, inputs.config.sparse_block_size
@@ -934,7 +968,7 @@ def _blocks(inputs, sequence, m, sparse_mask):
     first, last = _bounds(mask, sequence, num_global_tokens, t)
     globals_piece = (False, 0, num_global_tokens)
     everything = [globals_piece, (False, num_global_tokens + first, num_global_tokens + last)]
-    blocks = [(slice(0, num_global_tokens), everything)]
+    blocks = [_block(slice(0, num_global_tokens), everything)]
     # Where sparse tokens are made of masked tokens too (`bos_pooling`), no block is without effect.
     seen_through_sparse = mask is not None and sparse_mask is None and m > 0
     for i in range(t // b) if seen_through_sparse else range(first // b, -(-last // b)):
@@ -947,14 +981,59 @@ def _blocks(inputs, sequence, m, sparse_mask):
             (False, num_global_tokens + near[0], num_global_tokens + near[1]),
             (True, *right),
         ]
-        blocks.append((slice(num_global_tokens + i * b, num_global_tokens + (i + 1) * b), window))
-    blocks = [(queries, _joined(piece for piece in window if piece[1] < piece[2])) for queries, window in blocks]
-    blocks.sort(key=_num_weights, reverse=True)
-    return [(queries, window, _window_mask(mask, sparse_mask, sequence, window)) for queries, window in blocks]
+        blocks.append(_block(slice(num_global_tokens + i * b, num_global_tokens + (i + 1) * b), window))
+    return _masked(blocks, mask, sparse_mask, sequence)
+
+
+def causal_blocks(inputs):
+    """The blocks of every sequence of `inputs` ([`CausalInputs`])."""
+    b, dtype = inputs.config.block_size, inputs.query.dtype
+    later = torch.full((b, b), -torch.inf, dtype=dtype, device="cpu").triu_(1)  # of one block's tokens
+    return [_causal_blocks(inputs, sequence, later) for sequence in range(len(inputs.key))]
+
+
+def _causal_blocks(inputs, sequence, later):
+    sparse_mask, mask = inputs.sparse[2], inputs.mask
+    t, p, num_global_tokens = inputs.num_tokens, inputs.num_past_sparse, inputs.num_global_tokens
+    num_global_queries = inputs.num_global_queries
+    b, s, step = inputs.config.block_size, inputs.config.sparse_block_size, inputs.step
+    start = t - (inputs.query.shape[2] - num_global_queries)  # the first token with a query
+    first, last = _bounds(mask, sequence, num_global_tokens, t)
+    globals_piece = (False, 0, num_global_tokens)
+    blocks = [_block(slice(0, num_global_queries), [globals_piece])] if num_global_queries else []
+    # As in the encoder, and where there are no sparse tokens yet.
+    seen_through_sparse = mask is not None and sparse_mask is None and step > 0
+    some = range(max(start, first) // b, -(-last // b))
+    for i in range(start // b, -(-t // b)) if seen_through_sparse else some:
+        queries = max(i * b, start), min((i + 1) * b, t)
+        near = max((i - 1) * b, first), min((i + 1) * b, last)
+        end = p + (i - 1) * step
+        window = [
+            (True, max(end - s, 0), max(end, 0)),
+            globals_piece,
+            (False, num_global_tokens + near[0], num_global_tokens + near[1]),
+        ]
+        own = max(near[0], i * b), near[1]  # the tokens of the block itself
+        after = None
+        if own[0] < own[1] and queries[0] < own[1] - 1:
+            after = later[queries[0] - i * b : queries[1] - i * b, own[0] - i * b : own[1] - i * b]
+        shift = num_global_queries - start
+        blocks.append(_block(slice(queries[0] + shift, queries[1] + shift), window)._replace(later=after))
+    return _masked(blocks, mask, sparse_mask, sequence)
+
+
+def _block(queries, window):
+    return Block(queries, _joined(piece for piece in window if piece[1] < piece[2]))
+
+
+def _masked(blocks, mask, sparse_mask, sequence):
+    """`blocks` with the masks of their windows, those of the most weights first."""
+    blocks = sorted(blocks, key=_num_weights, reverse=True)
+    return [block._replace(key_mask=_window_mask(mask, sparse_mask, sequence, block.window)) for block in blocks]
 
 
 def _num_queries(block):
-    return block[0].stop - block[0].start
+    return block.queries.stop - block.queries.start
 
 
 def _width(window):
@@ -1148,8 +1227,301 @@ def lsg_attention(inputs, implementation):
     if implementation == "flex_attention" and flex_attention_fits(inputs):
         return flex_attention(inputs), None
     if in_pieces:
-        return blockwise_attention(inputs), None
+        sparse_key, sparse_value, sparse_mask = inputs.sparse_tokens()
+        tensors = inputs.query, inputs.key, inputs.value, sparse_key, sparse_value
+        blocks = blocks_of_sequences(inputs, sparse_key.shape[2], sparse_mask)
+        return blockwise_attention(tensors, blocks, inputs.scaling, inputs.dropout), None
     return (compiled_attention if is_compiled(inputs.query) else windowed_attention)(inputs), None
+
+
+# The causal LSG pattern, and what every implementation of it is given. Shapes are those of `pattern.py`.
+#
+# A token's query in block `i` sees the globals, the tokens of blocks `i-1` and `i` up to itself, and the `s` sparse
+# tokens before `(i-1)*step`, which are made of complete blocks. A global query sees the globals alone: they are a
+# prefix that depends on no token, and so tells none about a later one.
+#
+# Tokens that no later query sees may be missing, a whole number of blocks of them: tokens and blocks are counted from
+# the first that is there, and `p` is how many of the sparse tokens came before it.
+
+
+def is_visible_causally(q, k, t, p, step, block_size, sparse_block_size):
+    """
+    Whether the query at token index `q` sees the key at index `k` of `[globals | tokens | sparse tokens]`, counted
+    from the first token: globals have indices below 0. Any broadcastable integer tensors will do.
+    """
+    block = q // block_size
+    is_local = (k < t) & (k <= q) & (k // block_size >= block - 1)
+    sparse, end = k - t, p + (block - 1) * step
+    return (k < 0) | is_local | ((sparse >= 0) & (sparse >= end - sparse_block_size) & (sparse < end))
+
+
+@dataclass
+class CausalInputs(AttentionInputs):
+    """
+    What one layer's causal attention works on: [`AttentionInputs`] of any length `t`, whose queries are those of the
+    last positions.
+
+    Args:
+        past (tuple, or `None`): the sparse tokens (as `sparse` gives them) of the tokens that are missing.
+        first_query (`torch.Tensor` of shape `n h 1 d`, or `None`): the first token's, where its own is missing.
+    """
+
+    past: tuple | None = None
+    first_query: torch.Tensor | None = None
+
+    def __post_init__(self):
+        if self.first_query is None:
+            self.first_query = self.query[:, :, self.num_global_tokens :][:, :, :1]
+
+    @property
+    def num_global_queries(self):
+        """`G` where the queries are those of all positions, else none."""
+        return max(self.query.shape[2] - self.num_tokens, 0)
+
+    @property
+    def num_past_sparse(self):
+        """`p`."""
+        return 0 if self.past is None else self.past[0].shape[2]
+
+    @property
+    def step(self):
+        """Sparse tokens of a block."""
+        return self.config.block_size // self.config.sparsity_factor if self.config.has_sparse_tokens else 0
+
+    @property
+    def num_forgotten(self):
+        """How many of the tokens no query after these sees: they live on in the sparse ones."""
+        return max(self.num_tokens // self.config.block_size - 1, 0) * self.config.block_size
+
+    @cached_property
+    def sparse(self):
+        """The sparse tokens, those of the past first: keys and values `n h m d`, their mask `n h|1 m` or `None`."""
+        made = self.sparse_tokens()
+        if self.past is None:
+            return made
+        (past_key, past_value, past_mask), (key, value, mask) = self.past, made
+        if past_mask is not None or mask is not None:
+            heads = max(x.shape[1] for x in (past_mask, mask) if x is not None)
+            masks = [
+                self.key.new_ones(key.shape[0], heads, sparse_key.shape[2], dtype=torch.bool)
+                if x is None
+                else x.expand(-1, heads, -1)
+                for x, sparse_key in ((past_mask, past_key), (mask, key))
+            ]
+            mask = torch.cat(masks, 2)
+        return torch.cat([past_key, key], 2), torch.cat([past_value, value], 2), mask
+
+    def sparse_tokens(self, value=None):
+        """[`AttentionInputs.sparse_tokens`] of the tokens that are forgotten."""
+        forgotten = slice(self.num_global_tokens, self.num_global_tokens + self.num_forgotten)
+        key, value = self.key[:, :, forgotten], self.value[:, :, forgotten] if value is None else value
+        mask = None if self.mask is None else self.mask[:, forgotten]
+        return self._made_sparse(key, value, mask, self.first_query)
+
+    def visible(self):
+        """Which query sees which key of `[globals | tokens | sparse tokens]`, `n|1 h|1 q G+t+m` (bool)."""
+        (sparse_key, _, sparse_mask), config, t = self.sparse, self.config, self.num_tokens
+        num_queries, device = self.query.shape[2], self.key.device
+        q = torch.arange(t - num_queries, t, device=device)
+        k = torch.arange(-self.num_global_tokens, t + sparse_key.shape[2], device=device)
+        sizes = t, self.num_past_sparse, self.step, config.block_size, config.sparse_block_size
+        visible = is_visible_causally(q[:, None], k, *sizes)[None, None]
+        return visible if self.mask is None and sparse_mask is None else visible & self.key_mask()[:, :, None]
+
+    def key_mask(self):
+        """Which keys of `[globals | tokens | sparse tokens]` may be seen at all, `n h|1 G+t+m`."""
+        sparse_key, _, sparse_mask = self.sparse
+        n, _, positions, _ = self.key.shape
+        mask = self.key.new_ones(n, positions, dtype=torch.bool) if self.mask is None else self.mask
+        if sparse_mask is None:
+            sparse_mask = self.key.new_ones(n, 1, sparse_key.shape[2], dtype=torch.bool)
+        return torch.cat([mask[:, None].expand(-1, sparse_mask.shape[1], -1), sparse_mask], 2)
+
+
+# Causal LSG attention: from queries, keys, values and a mask to the context, by one of several implementations.
+
+
+def causal_attention(inputs, implementation):
+    """
+    All implementations give the same numbers.
+
+    Args:
+        inputs ([`CausalInputs`]).
+        implementation (`str`): `"eager"`, dense by the definition; others: block by block on CPU, elsewhere (and when
+            traced or compiled) `scaled_dot_product_attention` on all windows at once, or, after a cache and for short
+            inputs, on all keys that are there.
+
+    Returns:
+        the context `n q h d` and, from `"eager"` without tokens that are missing, the attention weights `n h q T`
+        (otherwise `None`). The rows of queries that are masked themselves carry no meaning.
+    """
+    if implementation == "eager":
+        return _eager(inputs)
+    sparse_key, sparse_value, _ = inputs.sparse
+    if runs_in_pieces(inputs.query):
+        keep_freed_memory()
+        tensors = inputs.query, inputs.key, inputs.value, sparse_key, sparse_value
+        return blockwise_attention(tensors, causal_blocks(inputs), inputs.scaling, inputs.dropout), None
+    if inputs.num_global_queries and inputs.num_tokens > 2 * inputs.config.block_size:
+        return _windowed(inputs), None
+    keys, values = torch.cat([inputs.key, sparse_key], 2), torch.cat([inputs.value, sparse_value], 2)
+    return _product(inputs.query, keys, values, inputs.visible(), inputs).transpose(1, 2), None
+
+
+def _eager(inputs):
+    (sparse_key, sparse_value, _), query = inputs.sparse, inputs.query
+    scores = (query @ torch.cat([inputs.key, sparse_key], 2).transpose(2, 3)) * inputs.scaling
+    weights = scores.masked_fill(~inputs.visible(), -torch.inf).softmax(-1)
+    if inputs.past is not None:  # of missing tokens nobody could say what they weigh
+        weights = apply_dropout(weights, inputs.dropout)
+        return (weights @ torch.cat([inputs.value, sparse_value], 2)).transpose(1, 2), None
+    weights, to_sparse = weights.split((inputs.key.shape[2], sparse_key.shape[2]), -1)
+    if to_sparse.shape[-1]:
+        # With the identity in the place of values, what sparse ones are made of comes out.
+        n, h, forgotten = *query.shape[:2], inputs.num_forgotten
+        identity = torch.eye(forgotten, dtype=query.dtype, device=query.device).expand(n, h, -1, -1)
+        spread = inputs.sparse_tokens(identity)[1]  # n h m forgotten
+        before, after = inputs.num_global_tokens, inputs.num_tokens - forgotten
+        weights = weights + pad(to_sparse @ spread, (before, after))
+    weights = apply_dropout(weights, inputs.dropout)
+    return (weights @ inputs.value).transpose(1, 2), weights
+
+
+def _windowed(inputs):
+    """All tokens' windows at once, of `[globals | tokens of two blocks | sparse tokens]`."""
+    (sparse_key, sparse_value, _), config = inputs.sparse, inputs.config
+    num_global_tokens, t, b, s = (
+        inputs.num_global_tokens,
+        inputs.num_tokens,
+        config.block_size,
+        config.sparse_block_size,
+    )
+    step, num_blocks = inputs.step, -(-t // b)
+    num_heads, padding = inputs.key.shape[1], num_blocks * b - t
+
+    def windows(x, sparse):
+        globals_, tokens = x.tensor_split([num_global_tokens], dim=2)
+        parts = [globals_[:, :, None].expand(-1, -1, num_blocks, -1, -1)]
+        parts.append(pad(tokens, (0, 0, b, padding)).unfold(2, 2 * b, b).transpose(3, 4))
+        if sparse.shape[2]:
+            parts.append(pad(sparse, (0, 0, step + s, 0)).unfold(2, s, step)[:, :, :num_blocks].transpose(3, 4))
+        return torch.cat(parts, 3).flatten(1, 2)  # n h*num_blocks W d
+
+    # What lies outside of the sequence at either end is `False` in the windows of the mask.
+    mask, sparse_mask = inputs.key_mask().split((inputs.key.shape[2], sparse_key.shape[2]), 2)
+    mask = windows(mask[..., None].expand(-1, num_heads, -1, -1), sparse_mask[..., None].expand(-1, num_heads, -1, -1))
+    later = torch.ones(b, b, dtype=torch.bool, device=mask.device).triu(1)
+    after = mask.shape[2] - num_global_tokens - 2 * b
+    visible = mask.transpose(2, 3) & ~pad(later, (num_global_tokens + b, after))  # n h*num_blocks b W
+    queries = pad(inputs.query[:, :, num_global_tokens:], (0, 0, 0, padding)).unflatten(2, (-1, b)).flatten(1, 2)
+    keys, values = windows(inputs.key, sparse_key), windows(inputs.value, sparse_value)
+    context = _product(queries, keys, values, visible, inputs)
+    context = context.unflatten(1, (num_heads, -1)).flatten(2, 3)[:, :, :t]
+    prefix = [x[:, :, :num_global_tokens] for x in (inputs.query, inputs.key, inputs.value)]
+    return torch.cat([_product(*prefix, None, inputs), context], 2).transpose(1, 2)
+
+
+def _product(query, key, value, mask, inputs):
+    return scaled_dot_product_attention(query, key, value, mask, inputs.dropout, scale=inputs.scaling)
+
+
+# What causal LSG attention keeps of the tokens before: of any number of them, the same.
+
+
+class LSGCacheLayer(DynamicLayer):
+    """
+    A layer of [`~transformers.DynamicCache`] that holds what later tokens may see: the globals, the tokens since the
+    beginning of the last complete block, and the last `sparse_block_size` of the sparse tokens of the blocks before.
+    """
+
+    is_croppable = False
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.cumulative_length = 0
+        self.sparse = self.first_query = None
+
+    @classmethod
+    def of(cls, cache, layer_idx, config):
+        """
+        The layer `layer_idx` of `cache` (a [`~transformers.DynamicCache`], or an
+        [`~transformers.EncoderDecoderCache`] of such), put in the place of an ordinary one that is empty.
+
+        Raises:
+            ValueError: it is a cache of another kind, or was filled by another attention.
+        """
+        if isinstance(cache, EncoderDecoderCache):
+            cache = cache.self_attention_cache
+        if not isinstance(cache, DynamicCache):
+            raise ValueError(
+                f"LSG attention keeps what it needs in a DynamicCache, not in a {type(cache).__name__}: leave "
+                "`cache_implementation` out, or load the model with dense_decoder=True."
+            )
+        while len(cache.layers) <= layer_idx:
+            cache.layers.append(cls(config))
+        if not isinstance(cache.layers[layer_idx], cls):
+            if cache.layers[layer_idx].get_seq_length():
+                raise ValueError("The cache was filled by another attention than LSG: begin with an empty one.")
+            cache.layers[layer_idx] = cls(config)
+        return cache.layers[layer_idx]
+
+    def get_seq_length(self):
+        """How many tokens there were, also those that are not kept."""
+        return self.cumulative_length
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """
+        Args:
+            key_states, value_states (`torch.Tensor` of shape `n h length d`): the new tokens', at first with the
+                globals before them.
+
+        Returns:
+            the keys and values of the globals and of all tokens that are there.
+        """
+        num_global_tokens = 0 if self.cumulative_length else self.config.num_global_tokens
+        self.cumulative_length += key_states.shape[2] - num_global_tokens
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    def forget(self, inputs):
+        """Keep of the tokens of `inputs` ([`CausalInputs`]) what later ones may see."""
+        prefix = self.config.num_global_tokens
+        kept = [prefix, prefix + inputs.num_forgotten]
+        self.keys, self.values = (self._without(x, *kept) for x in (self.keys, self.values))
+        last = -self.config.sparse_block_size or None
+        self.sparse = tuple(x if x is None or not x.shape[2] else x[:, :, last:] for x in inputs.sparse)
+        self.first_query = inputs.first_query
+
+    @staticmethod
+    def _without(x, start, stop):
+        globals_, _, tokens = x.tensor_split([start, stop], dim=2)
+        return x if start == stop else torch.cat([globals_, tokens], 2)
+
+    def reorder_cache(self, beam_idx):
+        """See [`~transformers.cache_utils.DynamicLayer`], as for the others below."""
+        self._change(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats):
+        self._change(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices):
+        self._change(lambda x: x[indices])
+
+    def reset(self):
+        self.__init__(self.config)
+
+    def crop(self, *args):
+        raise ValueError(
+            "LSG attention does not keep the tokens it would have to go back to: generate without an assistant model "
+            "or prompt lookup, or load the model with dense_decoder=True."
+        )
+
+    def _change(self, function):
+        """Put `function` of every tensor in its place; the first dimension of each is the batch."""
+        if self.cumulative_length:
+            self.keys, self.values = function(self.keys), function(self.values)
+            self.sparse = tuple(x if x is None else function(x) for x in self.sparse)
+            self.first_query = function(self.first_query)
 
 
 # XLM-RoBERTa's embeddings with the global tokens before them.
@@ -1170,7 +1542,7 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
         """
         Returns:
             `torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`; without the
-            globals for a decoder.
+            globals where a cache has them, and for a stock decoder.
 
         Raises:
             ValueError: the input is empty, longer than the positions, of a length that `adaptive=False` refuses, or
@@ -1181,7 +1553,7 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
         _check_ids("position_ids", position_ids, self.config.max_position_embeddings)
         _check_ids("token_type_ids", token_type_ids, self.config.type_vocab_size)
         embeddings = super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, past_key_values_length)
-        if self.config.is_decoder:
+        if self.config.is_stock or past_key_values_length:
             return embeddings
         index = torch.arange(self.config.num_global_tokens, device=embeddings.device)
         global_embeddings = self.LayerNorm(self.global_embeddings(index)).expand(embeddings.shape[0], -1, -1)
@@ -1256,9 +1628,11 @@ class LSGAttention(XLMRobertaSelfAttention):
         """
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`):
-                globals first, the tokens padded to whole blocks where they are more than two.
-            attention_mask (`torch.BoolTensor` of shape `hidden_states.shape[:2]`, *optional*): `True` where a key
-                may be seen; `None` where all may.
+                globals first (not those that `past_key_values` has), the tokens of an encoder padded to whole blocks
+                where they are more than two.
+            attention_mask (`torch.BoolTensor` of shape `(batch_size, num_global_tokens + sequence_length)`, those in
+                the cache included, *optional*): `True` where a key may be seen; `None` where all may.
+            past_key_values (`Cache`, *optional*): of a decoder; see [`LSGCacheLayer`].
             output_attentions (`bool`): return the attention weights, by eager attention if need be.
             num_padding (`int`): how many of the last positions fill the last block only.
 
@@ -1266,10 +1640,10 @@ class LSGAttention(XLMRobertaSelfAttention):
             the context, of the shape of `hidden_states`, and the attention weights of shape `(batch_size, num_heads,
             num_global_tokens + sequence_length, num_global_tokens + sequence_length)` where they are asked for,
             otherwise `None`.
+
+        Raises:
+            ValueError: attention weights are asked for of tokens that a cache no longer has.
         """
-        if self.is_decoder:
-            kwargs["output_attentions"] = output_attentions
-            return super().forward(hidden_states, attention_mask, past_key_values=past_key_values, **kwargs)
         implementation = self.config._attn_implementation
         if output_attentions and implementation != "eager":
             logger.warning_once(f"`output_attentions=True` needs eager attention: {implementation} gives way to it.")
@@ -1285,19 +1659,38 @@ class LSGAttention(XLMRobertaSelfAttention):
                 num_results=3,
             )
         )
-        inputs = AttentionInputs(
-            query,
-            key,
-            value,
-            attention_mask,
-            self.config,
-            self.scaling,
-            self.dropout.p if self.training else 0.0,
-            self.lsh_projections(hidden_states.device),
-            num_padding,
-        )
-        context, weights = lsg_attention(inputs, implementation)
+        arguments = {
+            "config": self.config,
+            "scaling": self.scaling,
+            "dropout": self.dropout.p if self.training else 0.0,
+            "projections": self.lsh_projections(hidden_states.device),
+        }
+        if self.is_decoder:
+            inputs = self._causal_inputs(query, key, value, attention_mask, past_key_values, arguments)
+            if output_attentions and inputs.past is not None:
+                raise ValueError("With a cache there are no attention weights of all tokens: add use_cache=False.")
+            context, weights = causal_attention(inputs, implementation)
+        else:
+            inputs = AttentionInputs(query, key, value, attention_mask, num_padding=num_padding, **arguments)
+            context, weights = lsg_attention(inputs, implementation)
         return context.reshape(hidden_states.shape), weights
+
+    def _causal_inputs(self, query, key, value, mask, cache, arguments):
+        """What causal attention works on, taken from and left in `cache`."""
+        layer = None if cache is None else LSGCacheLayer.of(cache, self.layer_idx, self.config)
+        past, first_query = (None, None) if layer is None else (layer.sparse, layer.first_query)
+        if layer is not None:
+            key, value = (cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache).update(
+                key, value, self.layer_idx
+            )
+        if mask is not None:  # of all tokens, of which the cache has the last
+            globals_mask, mask = mask.tensor_split([self.config.num_global_tokens], dim=1)
+            num_tokens = key.shape[2] - self.config.num_global_tokens
+            mask = torch.cat([globals_mask, mask[:, mask.shape[1] - num_tokens :]], 1)
+        inputs = CausalInputs(query, key, value, mask, past=past, first_query=first_query, **arguments)
+        if layer is not None:
+            layer.forget(inputs)
+        return inputs
 
     def lsh_projections(self, device):
         """This layer's random projections, or `None` for another `sparsity_type`; see [`lsh_projections`]."""
@@ -1342,20 +1735,31 @@ class LSGLayer(XLMRobertaLayer):
         self.attention.output = LSGSelfOutput(config)
         self.output.dropout = LSGDropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states, attention_mask=None, global_states=None, padding_states=None, **kwargs):
+    def forward(
+        self,
+        hidden_states,
+        attention_mask=None,
+        global_states=None,
+        padding_states=None,
+        encoder_hidden_states=None,
+        **kwargs,
+    ):
         """
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): the tokens.
             attention_mask (`torch.BoolTensor`, *optional*): as [`LSGAttention`] takes it.
             global_states (`torch.Tensor` of shape `(batch_size, num_global_tokens, hidden_size)`): the globals.
             padding_states (`torch.Tensor` of shape `(batch_size, padding, hidden_size)`): what fills the last block.
+            encoder_hidden_states (`torch.Tensor`, *optional*): for cross-attention; here by its place, because
+                reentrant checkpointing gives no gradients to arguments that come by name.
 
         Returns:
             the tokens, the globals and the padding, of the same shapes.
         """
         parts = (global_states, hidden_states, padding_states)
         num_padding = padding_states.shape[1]
-        states = super().forward(torch.cat(parts, dim=1), attention_mask, num_padding=num_padding, **kwargs)
+        states = torch.cat(parts, dim=1)
+        states = super().forward(states, attention_mask, encoder_hidden_states, num_padding=num_padding, **kwargs)
         global_states, hidden_states, padding_states = states.split([part.shape[1] for part in parts], dim=1)
         return hidden_states, global_states, padding_states
 
@@ -1373,37 +1777,57 @@ class LSGEncoder(XLMRobertaEncoder):
         self.config = config
         self.layer = nn.ModuleList([LSGLayer(config, layer_idx=i) for i in range(config.num_hidden_layers)])
 
-    def forward(self, hidden_states, attention_mask=None, **kwargs):
+    def forward(
+        self,
+        hidden_states,
+        attention_mask=None,
+        encoder_hidden_states=None,
+        past_key_values=None,
+        use_cache=None,
+        **kwargs,
+    ):
         """
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`).
             attention_mask (`torch.BoolTensor`, *optional*): as [`LSGAttention`] takes it.
+            encoder_hidden_states, past_key_values, use_cache: as in [`~transformers.XLMRobertaModel`].
 
         Returns:
-            the last hidden state, `(batch_size, sequence_length, hidden_size)`: with `pool_with_global` the first
-            global token's stands in the place of the first token's.
+            the last hidden state, `(batch_size, sequence_length, hidden_size)`: in an encoder with `pool_with_global`
+            the first global token's stands in the place of the first token's.
         """
-        global_states, hidden_states = hidden_states.tensor_split([self.config.num_global_tokens], dim=1)
+        is_decoder, block_size = self.config.is_decoder, self.config.block_size
+        num_global_tokens = num_new_global_tokens(past_key_values, self.config)
+        global_states, hidden_states = hidden_states.tensor_split([num_global_tokens], dim=1)
         batch_size, length, hidden_size = hidden_states.shape
-        padding_states = hidden_states.new_zeros(batch_size, padded_length(length, self.config) - length, hidden_size)
-        states = hidden_states, global_states, padding_states
+        padding = 0 if is_decoder else padded_length(length, self.config) - length
+        states = hidden_states, global_states, hidden_states.new_zeros(batch_size, padding, hidden_size)
+        kwargs |= {"encoder_hidden_states": encoder_hidden_states, "past_key_values": past_key_values}
         is_dense = self.config._attn_implementation == "eager" or kwargs.get("output_attentions")
-        is_short = length <= 2 * self.config.block_size
-        if not (is_dense or is_short or self.training) and has_own_threads(hidden_states):
+        if not (is_dense or length <= 2 * block_size or self.training) and has_own_threads(hidden_states):
             states = run_on_own_threads(self._run_layers, attention_mask, *states, **kwargs)
         else:
             states = self._run_layers(attention_mask, *states, **kwargs)
         hidden_states, global_states, _ = states
-        if self.config.pool_with_global:
+        if self.config.pool_with_global and not is_decoder:
             hidden_states = torch.cat([global_states[:, :1], hidden_states[:, 1:]], dim=1)
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states)
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=hidden_states, past_key_values=past_key_values if use_cache else None
+        )
 
-    def _run_layers(self, attention_mask, hidden_states, global_states, padding_states, **kwargs):
+    def _run_layers(
+        self, attention_mask, hidden_states, global_states, padding_states, encoder_hidden_states, **kwargs
+    ):
         for layer in self.layer:
             hidden_states, global_states, padding_states = layer(
-                hidden_states, attention_mask, global_states, padding_states, **kwargs
+                hidden_states, attention_mask, global_states, padding_states, encoder_hidden_states, **kwargs
             )
         return hidden_states, global_states, padding_states
+
+
+def num_new_global_tokens(past_key_values, config):
+    """How many globals run beside the tokens: none where `past_key_values` (`Cache`, *optional*) has them."""
+    return config.num_global_tokens if past_key_values is None or not past_key_values.get_seq_length() else 0
 
 
 def padded_length(length, config):
@@ -1593,7 +2017,8 @@ def _split(module, state_dict, prefix, *args):
 # XLM-RoBERTa with LSG (local + sparse + global) attention: the stock model with other embeddings and another encoder;
 # heads and everything else are transformers' own.
 #
-# With `config.is_decoder=True` it is the stock causal decoder: dense causal attention, a cache, no global tokens.
+# With `config.is_decoder=True` attention is causal, with a cache; with `config.dense_decoder=True` too it is the stock
+# decoder: dense causal attention, no global tokens.
 
 
 class LSGXLMRobertaPreTrainedModel(XLMRobertaPreTrainedModel):
@@ -1651,10 +2076,10 @@ class LSGXLMRobertaPreTrainedModel(XLMRobertaPreTrainedModel):
             `int`: how many values are trained.
 
         Raises:
-            ValueError: no parameter has such a name, or the model is a decoder, which has no global tokens.
+            ValueError: no parameter has such a name, or the model is a stock decoder, which has no global tokens.
         """
-        if self.config.is_decoder:
-            raise ValueError("A decoder has no global tokens to train: load the model with is_decoder=False.")
+        if self.config.is_stock:
+            raise ValueError("A stock decoder has no global tokens to train: load the model with dense_decoder=False.")
         names = [name for name, _ in self.named_parameters()]
         for part in also:
             if not any(f".{part}." in f".{name}." for name in names):
@@ -1676,23 +2101,41 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
         XLMRobertaPreTrainedModel.__init__(self, config)
         self.gradient_checkpointing = False
         self.embeddings = LSGEmbeddings(config)
-        self.encoder = XLMRobertaEncoder(config) if config.is_decoder else LSGEncoder(config)
+        self.encoder = XLMRobertaEncoder(config) if config.is_stock else LSGEncoder(config)
         self.pooler = XLMRobertaPooler(config) if add_pooling_layer else None
         self.post_init()
 
-    def _create_attention_masks(self, attention_mask, embedding_output, **kwargs):
-        if self.config.is_decoder:
+    def _create_attention_masks(
+        self,
+        attention_mask,
+        embedding_output,
+        encoder_attention_mask=None,
+        encoder_hidden_states=None,
+        past_key_values=None,
+        **kwargs,
+    ):
+        if self.config.is_stock:
             return super()._create_attention_masks(
-                attention_mask=attention_mask, embedding_output=embedding_output, **kwargs
+                attention_mask=attention_mask,
+                embedding_output=embedding_output,
+                encoder_attention_mask=encoder_attention_mask,
+                encoder_hidden_states=encoder_hidden_states,
+                past_key_values=past_key_values,
+                **kwargs,
             )
-        return self._create_lsg_mask(attention_mask, embedding_output), None
+        if encoder_attention_mask is not None:
+            encoder_attention_mask = create_bidirectional_mask(
+                self.config, embedding_output, encoder_attention_mask, encoder_hidden_states
+            )
+        return self._create_lsg_mask(attention_mask, embedding_output, past_key_values), encoder_attention_mask
 
-    def _create_lsg_mask(self, attention_mask, embedding_output):
+    def _create_lsg_mask(self, attention_mask, embedding_output, past_key_values):
         """The mask of globals and padded tokens, `(batch_size, length)`, or `None` if it would hide nothing."""
         batch_size, length, _ = embedding_output.shape
         num_global_tokens = self.config.num_global_tokens
-        length -= num_global_tokens
-        padding = padded_length(length, self.config) - length
+        length -= num_new_global_tokens(past_key_values, self.config)
+        padding = 0 if self.config.is_decoder else padded_length(length, self.config) - length
+        length += 0 if past_key_values is None else past_key_values.get_seq_length()
         if attention_mask is None and not padding and not self.config.mask_first_token:
             return None
         if attention_mask is None:
@@ -1702,7 +2145,7 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
         else:
             raise ValueError(
                 f"`attention_mask` has shape {tuple(attention_mask.shape)}, but LSG attention takes one value per "
-                f"token: {(batch_size, length)}."
+                f"token, those in the cache included: {(batch_size, length)}."
             )
         if self.config.mask_first_token:
             mask = torch.cat([torch.zeros_like(mask[:, :1]), mask[:, 1:]], dim=1)
@@ -1769,9 +2212,34 @@ class LSGXLMRobertaForMaskedLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobert
 
 class LSGXLMRobertaForCausalLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForCausalLM):
     """
-    [`~transformers.XLMRobertaForCausalLM`]: the stock causal decoder with `config.is_decoder=True`; without it LSG
-    attention, which sees both sides and has no cache.
+    [`~transformers.XLMRobertaForCausalLM`] with causal LSG attention where `config.is_decoder=True`; without it
+    attention sees both sides.
     """
+
+    def generate(self, *args, **kwargs):
+        """
+        [`~transformers.GenerationMixin.generate`].
+
+        Raises:
+            ValueError: the model is no decoder.
+        """
+        if not self.config.is_decoder:
+            raise ValueError("A model that sees both sides cannot generate: load it with is_decoder=True.")
+        return super().generate(*args, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        """[`~transformers.GenerationMixin.prepare_inputs_for_generation`] with XLM-RoBERTa's own positions."""
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        position_ids, mask = inputs.get("position_ids"), inputs.get("attention_mask")
+        if position_ids is not None and not self.config.is_stock:
+            # transformers counts from 0, XLM-RoBERTa from after the position of padding.
+            padding_idx = self.config.pad_token_id
+            if mask is None:
+                position_ids = position_ids + padding_idx + 1
+            else:
+                position_ids = ((mask.cumsum(1) * mask)[:, -position_ids.shape[1] :] + padding_idx).long()
+            inputs["position_ids"] = position_ids
+        return inputs
 
 
 class LSGXLMRobertaForSequenceClassification(
@@ -1800,8 +2268,94 @@ class LSGXLMRobertaForMultipleChoice(_LSGHead, LSGXLMRobertaPreTrainedModel, XLM
     forward = of_whole_batch(XLMRobertaForMultipleChoice.forward, cross_entropy)
 
 
+class LSGEncoderDecoderModel(EncoderDecoderModel):
+    """
+    [`~transformers.EncoderDecoderModel`] of which either part may have LSG attention, and whose loss heeds
+    `num_items_in_batch`.
+    """
+
+    config_class = LSGEncoderDecoderConfig
+    _keys_to_ignore_on_load_unexpected = [r"^encoder\.pooler"]
+
+    def __init__(self, config=None, encoder=None, decoder=None):
+        if config is None and encoder is not None and decoder is not None:
+            config = LSGEncoderDecoderConfig.from_encoder_decoder_configs(encoder.config, decoder.config)
+        if config is not None and encoder is None and isinstance(config.encoder, LSGConfig):
+            encoder = LSGXLMRobertaModel._from_config(config.encoder, add_pooling_layer=False)
+        if config is not None and decoder is None and isinstance(config.decoder, LSGConfig):
+            decoder = LSGXLMRobertaForCausalLM._from_config(config.decoder)
+        super().__init__(config, encoder, decoder)
+
+    @classmethod
+    def from_encoder_decoder_pretrained(
+        cls, encoder_pretrained_model_name_or_path, decoder_pretrained_model_name_or_path, **kwargs
+    ):
+        """
+        [`~transformers.EncoderDecoderModel.from_encoder_decoder_pretrained`]. A decoder of LSG attention is causal
+        and has cross-attention whatever its checkpoint says; its first token is `<s>`.
+
+        Args:
+            encoder_pretrained_model_name_or_path, decoder_pretrained_model_name_or_path (`str`): folders, or models on
+                the hub. LSG checkpoints are read by this code, others by transformers.
+            kwargs: for the encoder's `from_pretrained` with the prefix `encoder_`, for the decoder's with `decoder_`;
+                the others are fields of the configuration.
+        """
+        of_encoder, of_decoder = (
+            {name.removeprefix(part): kwargs.pop(name) for name in list(kwargs) if name.startswith(part)}
+            for part in ("encoder_", "decoder_")
+        )
+        encoder = of_encoder.pop("model", None) or _load(
+            encoder_pretrained_model_name_or_path,
+            (LSGXLMRobertaModel, {"is_decoder": False, "add_cross_attention": False, "add_pooling_layer": False}),
+            (AutoModel, {}),
+            of_encoder,
+        )
+        of_a_decoder = {"is_decoder": True, "add_cross_attention": True}
+        decoder = of_decoder.pop("model", None) or _load(
+            decoder_pretrained_model_name_or_path,
+            (LSGXLMRobertaForCausalLM, of_a_decoder),
+            (AutoModelForCausalLM, of_a_decoder),
+            of_decoder,
+        )
+        special_tokens = {
+            "pad_token_id": decoder.config.pad_token_id,
+            "eos_token_id": decoder.config.eos_token_id,
+            "decoder_start_token_id": decoder.config.bos_token_id,
+        }
+        config = LSGEncoderDecoderConfig.from_encoder_decoder_configs(
+            encoder.config, decoder.config, **special_tokens | kwargs
+        )
+        return cls(config, encoder, decoder)
+
+    @wraps(EncoderDecoderModel.forward)
+    @can_return_tuple
+    def forward(self, *args, labels=None, num_items_in_batch=None, **kwargs):
+        has_inputs = any(kwargs.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds"))
+        if labels is not None and not has_inputs:
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+            mask = (decoder_input_ids != self.config.pad_token_id).long()
+            kwargs |= {"decoder_input_ids": decoder_input_ids, "use_cache": kwargs.get("use_cache") or False}
+            kwargs.setdefault("decoder_attention_mask", mask)
+        outputs = super().forward(*args, return_dict=True, **kwargs)
+        if labels is None:
+            return outputs
+        logits = outputs.logits
+        labels = labels.to(logits.device).view(-1)
+        loss = fixed_cross_entropy(logits.view(-1, logits.shape[-1]), labels, num_items_in_batch)
+        return type(outputs)(loss=loss, **outputs)
+
+
+def _load(name_or_path, lsg, stock, kwargs):
+    """A model by `lsg` or `stock`, each a class and what its `from_pretrained` is given beside `kwargs`."""
+    token = {"token": kwargs["token"]} if "token" in kwargs else {}
+    model_class, defaults = lsg if is_lsg_config(PretrainedConfig.get_config_dict(name_or_path, **token)[0]) else stock
+    return model_class.from_pretrained(name_or_path, **defaults | kwargs)
+
+
 __all__ = [
     "LSGConfig",
+    "LSGEncoderDecoderConfig",
+    "LSGEncoderDecoderModel",
     "LSGXLMRobertaConfig",
     "LSGXLMRobertaForCausalLM",
     "LSGXLMRobertaForMaskedLM",

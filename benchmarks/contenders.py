@@ -14,6 +14,8 @@ HEADS = {
     "masked-LM training": "ForMaskedLM",
     "classification training": "ForSequenceClassification",
     "load": "ForMaskedLM",
+    "causal-LM training": "ForCausalLM",
+    "decoding": "ForCausalLM",
 }
 
 
@@ -93,6 +95,8 @@ def _roberta_shape(case):
         "pad_token_id": 1,
         "eos_token_id": 2,
     }
+    if HEADS.get(case["work"]) == "ForCausalLM":
+        shape |= {"is_decoder": True, "use_cache": True}
     if case["attn_implementation"]:
         shape["attn_implementation"] = case["attn_implementation"]
     return shape

@@ -180,6 +180,16 @@ def _loading(name, shape, weights_mib):
     )
 
 
+def _decoding(length, target):
+    return Row(
+        f"decoding-{length}",
+        f"decoding with a cache, 12 layers, 250,002 words, {length} tokens before",
+        7,
+        _cases(("lsg", "stock"), work="decoding", length=length, **REAL),
+        (Check("stock", "at least", target),),
+    )
+
+
 REAL_ROWS = (
     Row(
         "fill-mask",
@@ -210,6 +220,22 @@ REAL_ROWS = (
         _cases(("lsg", "stock"), work="classification training", batch_size=4, num_layers=2),
         (Check("stock", "at least", 4.0),),
     ),
+    Row(
+        "causal-training",
+        "causal-LM training step, train mode, dropout 0.1, 4096 tokens",
+        3,
+        _cases(("lsg", "stock"), work="causal-LM training"),
+        (Check("stock", "at least", 4.0),),
+    ),
+    Row(
+        "causal-product",
+        "one attention product of a decoder and its backward, 4096 tokens, per multiply-add",
+        15,
+        {"lsg": Case("lsg", work="causal trained product"), "encoder": Case("lsg", work="trained product")},
+        (Check("encoder", "at most", 1.25, "seconds_per_multiply_add"),),
+    ),
+    _decoding(4096, 1.0),
+    _decoding(16384, 1.5),
     *_loading("base", REAL, 1.3 * 1059),
     *_loading("large", LARGE, 1.15 * 2132),
     Row(

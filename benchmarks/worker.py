@@ -21,12 +21,14 @@ import torch
 from contenders import HEAD_DIM, MODELS
 from forms import in_form
 from torch._inductor.utils import fresh_cache
+from transformers import DynamicCache
 
 
 SEED = 0
 WARM_UP_LENGTH = 1024  # tokens
 FIRST_WORD, PAD_TOKEN_ID = 5, 1  # ids below the first word are special tokens
 PADDED_LENGTHS = (300, 4000)  # tokens
+TOKENS_A_RUN, ROOM_TO_DECODE = 8, 256  # tokens
 
 
 class Forward:
@@ -163,6 +165,36 @@ class ClassificationTraining(LabelledTraining):
         return Forward.inputs(self, length) | {"labels": torch.arange(self.case["batch_size"]) % 2}
 
 
+class CausalTraining(LabelledTraining):
+    """Every token is to be foreseen."""
+
+    def inputs(self, length):
+        inputs = Forward.inputs(self, length)
+        return inputs | {"labels": inputs["input_ids"]}
+
+
+class Decoding(Forward):
+    """Tokens that are added one by one to a context of `length`, each with the logits of the next."""
+
+    @torch.no_grad()
+    def inputs(self, length):
+        # Room for all repeats: what a run adds stays in the cache.
+        context = super().inputs(length - ROOM_TO_DECODE)["input_ids"]
+        cache = DynamicCache(config=self.model.config)
+        if self.case["model"] == "lsg":
+            self.model(context, past_key_values=cache, logits_to_keep=1)
+        else:  # its time does not depend on what keys and values are
+            shape = 1, self.case["hidden_size"] // HEAD_DIM, context.shape[1], HEAD_DIM
+            for layer in range(self.case["num_layers"]):
+                cache.update(torch.randn(shape), torch.randn(shape), layer)
+        return {"input_ids": context[:, :1], "past_key_values": cache, "use_cache": True}
+
+    @torch.no_grad()
+    def run(self, inputs):
+        for _ in range(TOKENS_A_RUN):
+            self.model(**inputs)
+
+
 class Load:
     """`from_pretrained` of a checkpoint with random weights, its files in memory."""
 
@@ -256,6 +288,40 @@ class Product:
         """Nothing is left behind."""
 
 
+class TrainedProduct(Product):
+    """The attention product and its backward."""
+
+    def inputs(self, length):
+        inputs = [x.requires_grad_() for x in super().inputs(length)]
+        self.multiply_adds = self.multiply_adds and 3 * self.multiply_adds  # whatever is computed again
+        return inputs
+
+    def attend(self, inputs):
+        """The context."""
+        return self.lsg_attention(self.attention_inputs(*inputs, None, self.config, HEAD_DIM**-0.5), "sdpa")[0]
+
+    def run(self, inputs):
+        context = self.attend(inputs)
+        torch.autograd.grad(context, inputs, torch.ones_like(context))
+
+
+class CausalTrainedProduct(TrainedProduct):
+    """That of a decoder."""
+
+    def attend(self, inputs):
+        from lsg_xlmr.causal_attention import causal_attention
+        from lsg_xlmr.causal_pattern import CausalInputs
+
+        return causal_attention(CausalInputs(*inputs, None, self.config, HEAD_DIM**-0.5), "sdpa")[0]
+
+    def _visible_pairs(self, t):
+        from lsg_xlmr.causal_pattern import CausalInputs
+
+        x = torch.zeros(1, 1, self.config.num_global_tokens + t, 1)
+        visible = CausalInputs(x, x, x, None, self.config, 1.0).visible()
+        return int(visible[0, 0, self.config.num_global_tokens :].sum())
+
+
 WORKS = {
     "forward": Forward,
     "padded forward": PaddedForward,
@@ -264,9 +330,13 @@ WORKS = {
     "padded onnx forward": PaddedOnnxForward,
     "training": Training,
     "product": Product,
+    "trained product": TrainedProduct,
+    "causal trained product": CausalTrainedProduct,
     "fill mask": FillMask,
     "masked-LM training": MaskedLMTraining,
     "classification training": ClassificationTraining,
+    "causal-LM training": CausalTraining,
+    "decoding": Decoding,
     "load": Load,
     "convert": Convert,
 }

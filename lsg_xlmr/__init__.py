@@ -1,11 +1,12 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
 """LSG (local + sparse + global) attention for XLM-RoBERTa: long documents with existing checkpoints."""
 
-from .configuration_lsg import LSGConfig, LSGXLMRobertaConfig
+from .configuration_lsg import LSGConfig, LSGEncoderDecoderConfig, LSGXLMRobertaConfig, TravelsWithItsCode
 from .conversion import LSGConverter
 from .drop_in import write_drop_in_files
 from .encoder import LSGAttention
 from .modeling_lsg_xlm_roberta import (
+    LSGEncoderDecoderModel,
     LSGXLMRobertaForCausalLM,
     LSGXLMRobertaForMaskedLM,
     LSGXLMRobertaForMultipleChoice,
@@ -19,13 +20,15 @@ from .onnx_export import export_onnx
 
 
 # The files of a checkpoint copy themselves on save; those of this package must be merged first.
-LSGConfig.write_code = lambda self, save_directory: write_drop_in_files(save_directory)
+TravelsWithItsCode.write_code = lambda self, save_directory: write_drop_in_files(save_directory)
 
 
 __all__ = [
     "LSGAttention",
     "LSGConfig",
     "LSGConverter",
+    "LSGEncoderDecoderConfig",
+    "LSGEncoderDecoderModel",
     "LSGXLMRobertaConfig",
     "LSGXLMRobertaForCausalLM",
     "LSGXLMRobertaForMaskedLM",

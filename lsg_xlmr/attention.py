@@ -1,7 +1,7 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
 """The LSG product: from queries, keys, values and a mask to the context, by one of several implementations."""
 
-from .blockwise_attention import blockwise_attention
+from .blockwise_attention import blocks_of_sequences, blockwise_attention
 from .compiled_attention import compiled_attention, is_compiled
 from .eager_attention import eager_attention
 from .flex_attention import flex_attention, flex_attention_fits
@@ -38,5 +38,8 @@ def lsg_attention(inputs, implementation):
     if implementation == "flex_attention" and flex_attention_fits(inputs):
         return flex_attention(inputs), None
     if in_pieces:
-        return blockwise_attention(inputs), None
+        sparse_key, sparse_value, sparse_mask = inputs.sparse_tokens()
+        tensors = inputs.query, inputs.key, inputs.value, sparse_key, sparse_value
+        blocks = blocks_of_sequences(inputs, sparse_key.shape[2], sparse_mask)
+        return blockwise_attention(tensors, blocks, inputs.scaling, inputs.dropout), None
     return (compiled_attention if is_compiled(inputs.query) else windowed_attention)(inputs), None

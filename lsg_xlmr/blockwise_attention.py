@@ -5,6 +5,7 @@ that stays in cache. Blocks are shared out among threads, each of which works on
 """
 
 import threading
+from typing import NamedTuple
 
 import torch
 
@@ -18,26 +19,39 @@ PIECES_A_THREAD = 4
 VECTOR_SIZE = 16
 
 
-def blockwise_attention(inputs):
+class Block(NamedTuple):
+    """
+    A product: of the queries at the positions `queries` with a window of keys, `(is_sparse, start, stop)` slices of
+    the keys or the sparse keys. `key_mask` (`1|h w`, bool, `None` where nothing is masked) is that of the window;
+    `later` (`q l`, 0 or -inf, `None` where there are none) is added to the scores of its last `l` keys.
+    """
+
+    queries: slice
+    window: list
+    key_mask: torch.Tensor | None = None
+    later: torch.Tensor | None = None
+
+
+def blockwise_attention(tensors, blocks, scaling, dropout):
     """
     For CPU: no tensor is as large as `t x window`, and blocks of padding cost nothing.
 
     Args:
-        inputs ([`AttentionInputs`]).
+        tensors: queries (`n h q d`), keys, values (`n h T d`), sparse keys and sparse values (`n h m d`).
+        blocks (list): of [`blocks_of_sequences`] or [`causal_blocks`].
+        scaling, dropout (`float`): as in [`AttentionInputs`].
 
     Returns:
-        the context `n T h d`.
+        the context `n q h d`.
     """
-    sparse_key, sparse_value, sparse_mask = inputs.sparse_tokens()
-    tensors = inputs.query, inputs.key, inputs.value, sparse_key, sparse_value
-    blocks = blocks_of_sequences(inputs, sparse_key.shape[2], sparse_mask)
-    return _BlockwiseAttention.apply(*tensors, blocks, inputs.scaling, inputs.dropout)
+    return _BlockwiseAttention.apply(*tensors, blocks, scaling, dropout)
 
 
 class _BlockwiseAttention(torch.autograd.Function):
     """
-    The products of [`_blocks`]. Nothing of the size `t x window` is kept but a byte a weight where there is dropout:
-    the backward pass computes each block's weights again (as FlashAttention does; Dao et al., 2022, arXiv 2205.14135).
+    The products of every [`Block`]. Nothing of the size `t x window` is kept but a byte a weight where there is
+    dropout: the backward pass computes each block's weights again (as FlashAttention does; Dao et al., 2022, arXiv
+    2205.14135).
     """
 
     @staticmethod
@@ -62,11 +76,10 @@ class _BlockwiseAttention(torch.autograd.Function):
 def attend(tensors, blocks, scaling, dropout):
     """
     Args:
-        tensors: queries, keys, values (`n h T d`), sparse keys and sparse values (`n h m d`).
-        blocks (list): of [`blocks_of_sequences`].
+        tensors, blocks: as in [`blockwise_attention`].
 
     Returns:
-        the context `n T h d`, and what was drawn for dropout, block by block.
+        the context, by position as the queries, and what was drawn for dropout, block by block.
     """
     inputs, draws = [_by_position(x) for x in tensors], []
     num_positions = inputs[0].shape[1]
@@ -76,9 +89,10 @@ def attend(tensors, blocks, scaling, dropout):
     buffers = _Buffers(context)
 
     def attend_block(piece):
-        queries, window, key_mask, (q, k, v, sk, sv, out) = piece
+        block, (q, k, v, sk, sv, out) = piece
+        queries, window = block.queries, block.window
         keys, values = buffers.gather("keys", window, k, sk), buffers.gather("values", window, v, sv)
-        weights = _block_weights(buffers, q[queries].transpose(0, 1), keys, window, key_mask, scaling)
+        weights = _block_weights(buffers, q[queries].transpose(0, 1), keys, block, scaling)
         if dropout > 0:
             draws.append(draw_dropout(weights.shape, dropout))
             weights.mul_(buffers.kept(weights.shape, draws[-1]))
@@ -108,10 +122,11 @@ def attend_backward(grad_context, context, tensors, blocks, scaling, dropout, dr
     for of_sequence, grad_out, mean, q, k, v, sk, sv, gq, gk, gv, gsk, gsv in zip(
         blocks, grad_context, means, *inputs, *grads
     ):
-        for queries, window, key_mask in of_sequence:
+        for block in of_sequence:
+            queries, window = block.queries, block.window
             keys, values = buffers.gather("keys", window, k, sk), buffers.gather("values", window, v, sv)
             block_query, grad = q[queries].transpose(0, 1), grad_out[queries].transpose(0, 1)  # h b d
-            weights = _block_weights(buffers, block_query, keys, window, key_mask, scaling)  # h b w
+            weights = _block_weights(buffers, block_query, keys, block, scaling)  # h b w
             dropped = weights
             if dropout > 0:
                 dropped = buffers.kept(weights.shape, draw(weights.shape)).mul_(weights)
@@ -177,8 +192,8 @@ def _by_position(x):
 
 def _pieces(blocks, *tensors):
     """
-    The work of the blocks of every sequence: a list of `(queries, window, key_mask, tensors)`, with the sequence's
-    part of `tensors` (each `n T|m h d`). In the order of `blocks`, all heads at once; for several threads the largest
+    The work of the blocks of every sequence: a list of `(block, tensors)`, with the sequence's part of `tensors`
+    (each `n T|m h d`). In the order of `blocks`, all heads at once; for several threads the largest
     first, and some heads at a time where there is too little for the threads to end together.
     """
     num_heads, num_blocks, num_threads = tensors[0].shape[2], sum(map(len, blocks)), num_parallel()
@@ -188,39 +203,39 @@ def _pieces(blocks, *tensors):
     for of_sequence, *parts in zip(blocks, *tensors):
         for start, stop in zip(bounds, bounds[1:]):
             of_heads = [x[:, start:stop] for x in parts]
-            for queries, window, key_mask in of_sequence:
-                if key_mask is not None and len(key_mask) > 1:
-                    key_mask = key_mask[start:stop]
-                pieces.append((queries, window, key_mask, of_heads))
-    return pieces if num_threads == 1 else sorted(pieces, key=_num_weights, reverse=True)
+            for block in of_sequence:
+                if block.key_mask is not None and len(block.key_mask) > 1:
+                    block = block._replace(key_mask=block.key_mask[start:stop])
+                pieces.append((block, of_heads))
+    return pieces if num_threads == 1 else sorted(pieces, key=lambda piece: _num_weights(piece[0]), reverse=True)
 
 
 def _num_weights(block):
-    return _num_queries(block) * _width(block[1])
+    return _num_queries(block) * _width(block.window)
 
 
-def _block_weights(buffers, query, keys, window, key_mask, scaling):
+def _block_weights(buffers, query, keys, block, scaling):
     scores = buffers.product("weights", query, keys.transpose(1, 2), scaling)  # h b w
-    width = _width(window)
+    width = _width(block.window)
     scores[:, :, width:] = -torch.inf
-    if key_mask is not None:
+    if block.key_mask is not None:
         # Added: filling in goes element by element, and takes longer than the product.
-        additive_mask = torch.zeros_like(key_mask, dtype=scores.dtype).masked_fill_(~key_mask, -torch.inf)
+        additive_mask = torch.zeros_like(block.key_mask, dtype=scores.dtype).masked_fill_(~block.key_mask, -torch.inf)
         scores[:, :, :width] += additive_mask[:, None]
+    if block.later is not None:
+        scores[:, :, width - block.later.shape[1] : width] += block.later
     return torch.softmax(scores, -1, out=scores)
 
 
 def blocks_of_sequences(inputs, m, sparse_mask):
-    """The blocks of every sequence, see [`_blocks`]; `m` sparse tokens, of which `sparse_mask` may hide some."""
+    """The blocks of every sequence of `inputs`; `m` sparse tokens, of which `sparse_mask` may hide some."""
     return [_blocks(inputs, sequence, m, sparse_mask) for sequence in range(len(inputs.key))]
 
 
 def _blocks(inputs, sequence, m, sparse_mask):
     """
-    All products of one sequence as `(queries, window, key_mask)`: `queries` a slice of positions, `window` as
-    `(is_sparse, start, stop)` slices of the keys or the `m` sparse keys, `key_mask` (`1|h w`, bool, `None` where
-    nothing is masked) that of the window. Blocks and keys that are nothing but padding are left out. The most weights
-    come first, so that every buffer is made once.
+    All products of one sequence. Blocks and keys that are nothing but padding are left out. The most weights come
+    first, so that every buffer is made once.
     """
     mask, t, num_global_tokens = inputs.mask, inputs.num_tokens, inputs.num_global_tokens
     b, s = inputs.config.block_size, inputs.config.sparse_block_size
@@ -228,7 +243,7 @@ def _blocks(inputs, sequence, m, sparse_mask):
     first, last = _bounds(mask, sequence, num_global_tokens, t)
     globals_piece = (False, 0, num_global_tokens)
     everything = [globals_piece, (False, num_global_tokens + first, num_global_tokens + last)]
-    blocks = [(slice(0, num_global_tokens), everything)]
+    blocks = [_block(slice(0, num_global_tokens), everything)]
     # Where sparse tokens are made of masked tokens too (`bos_pooling`), no block is without effect.
     seen_through_sparse = mask is not None and sparse_mask is None and m > 0
     for i in range(t // b) if seen_through_sparse else range(first // b, -(-last // b)):
@@ -241,14 +256,59 @@ def _blocks(inputs, sequence, m, sparse_mask):
             (False, num_global_tokens + near[0], num_global_tokens + near[1]),
             (True, *right),
         ]
-        blocks.append((slice(num_global_tokens + i * b, num_global_tokens + (i + 1) * b), window))
-    blocks = [(queries, _joined(piece for piece in window if piece[1] < piece[2])) for queries, window in blocks]
-    blocks.sort(key=_num_weights, reverse=True)
-    return [(queries, window, _window_mask(mask, sparse_mask, sequence, window)) for queries, window in blocks]
+        blocks.append(_block(slice(num_global_tokens + i * b, num_global_tokens + (i + 1) * b), window))
+    return _masked(blocks, mask, sparse_mask, sequence)
+
+
+def causal_blocks(inputs):
+    """The blocks of every sequence of `inputs` ([`CausalInputs`])."""
+    b, dtype = inputs.config.block_size, inputs.query.dtype
+    later = torch.full((b, b), -torch.inf, dtype=dtype, device="cpu").triu_(1)  # of one block's tokens
+    return [_causal_blocks(inputs, sequence, later) for sequence in range(len(inputs.key))]
+
+
+def _causal_blocks(inputs, sequence, later):
+    sparse_mask, mask = inputs.sparse[2], inputs.mask
+    t, p, num_global_tokens = inputs.num_tokens, inputs.num_past_sparse, inputs.num_global_tokens
+    num_global_queries = inputs.num_global_queries
+    b, s, step = inputs.config.block_size, inputs.config.sparse_block_size, inputs.step
+    start = t - (inputs.query.shape[2] - num_global_queries)  # the first token with a query
+    first, last = _bounds(mask, sequence, num_global_tokens, t)
+    globals_piece = (False, 0, num_global_tokens)
+    blocks = [_block(slice(0, num_global_queries), [globals_piece])] if num_global_queries else []
+    # As in the encoder, and where there are no sparse tokens yet.
+    seen_through_sparse = mask is not None and sparse_mask is None and step > 0
+    some = range(max(start, first) // b, -(-last // b))
+    for i in range(start // b, -(-t // b)) if seen_through_sparse else some:
+        queries = max(i * b, start), min((i + 1) * b, t)
+        near = max((i - 1) * b, first), min((i + 1) * b, last)
+        end = p + (i - 1) * step
+        window = [
+            (True, max(end - s, 0), max(end, 0)),
+            globals_piece,
+            (False, num_global_tokens + near[0], num_global_tokens + near[1]),
+        ]
+        own = max(near[0], i * b), near[1]  # the tokens of the block itself
+        after = None
+        if own[0] < own[1] and queries[0] < own[1] - 1:
+            after = later[queries[0] - i * b : queries[1] - i * b, own[0] - i * b : own[1] - i * b]
+        shift = num_global_queries - start
+        blocks.append(_block(slice(queries[0] + shift, queries[1] + shift), window)._replace(later=after))
+    return _masked(blocks, mask, sparse_mask, sequence)
+
+
+def _block(queries, window):
+    return Block(queries, _joined(piece for piece in window if piece[1] < piece[2]))
+
+
+def _masked(blocks, mask, sparse_mask, sequence):
+    """`blocks` with the masks of their windows, those of the most weights first."""
+    blocks = sorted(blocks, key=_num_weights, reverse=True)
+    return [block._replace(key_mask=_window_mask(mask, sparse_mask, sequence, block.window)) for block in blocks]
 
 
 def _num_queries(block):
-    return block[0].stop - block[0].start
+    return block.queries.stop - block.queries.start
 
 
 def _width(window):

@@ -7,8 +7,8 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, XLMRobertaForMaskedLM
 
-from .configuration_lsg import AUTO_MAP
-from .conversion import first_line, is_lsg_config, read_config
+from .configuration_lsg import LSGConfig, is_lsg_config
+from .conversion import first_line, read_config
 from .modeling_lsg_xlm_roberta import LSGXLMRobertaForMaskedLM
 
 
@@ -27,7 +27,7 @@ def check_heads(folder):
     maximum = AutoConfig.from_pretrained(folder, trust_remote_code=True).max_sequence_length
     texts = ("Paris is the capital of France.", "Paris is the capital of France. " * maximum)
     inputs = [tokenizer(text, truncation=True, max_length=maximum, return_tensors="pt") for text in texts]
-    for auto_class in AUTO_MAP:
+    for auto_class in LSGConfig.AUTO_MAP:
         if auto_class == "AutoConfig":
             continue
         try:

@@ -5,7 +5,7 @@ import inspect
 import shutil
 from pathlib import Path
 
-from transformers import XLMRobertaConfig
+from transformers import EncoderDecoderConfig, XLMRobertaConfig
 from transformers.utils import cached_file, logging
 
 
@@ -14,21 +14,38 @@ logger = logging.get_logger(__name__)
 SPARSITY_TYPES = ("none", "norm", "pooling", "bos_pooling", "lsh", "stride", "block_stride")
 MAX_GLOBAL_TOKENS = 512
 
-# Names published checkpoints and users' scripts rely on.
-AUTO_MAP = {
-    "AutoConfig": "configuration_lsg.LSGConfig",
-    "AutoModel": "modeling_lsg_xlm_roberta.LSGXLMRobertaModel",
-    "AutoModelForCausalLM": "modeling_lsg_xlm_roberta.LSGXLMRobertaForCausalLM",
-    "AutoModelForMaskedLM": "modeling_lsg_xlm_roberta.LSGXLMRobertaForMaskedLM",
-    "AutoModelForMultipleChoice": "modeling_lsg_xlm_roberta.LSGXLMRobertaForMultipleChoice",
-    "AutoModelForQuestionAnswering": "modeling_lsg_xlm_roberta.LSGXLMRobertaForQuestionAnswering",
-    "AutoModelForSequenceClassification": "modeling_lsg_xlm_roberta.LSGXLMRobertaForSequenceClassification",
-    "AutoModelForTokenClassification": "modeling_lsg_xlm_roberta.LSGXLMRobertaForTokenClassification",
-}
 CODE_FILES = ("configuration_lsg.py", "modeling_lsg_xlm_roberta.py")
 
 
-class LSGConfig(XLMRobertaConfig):
+class TravelsWithItsCode:
+    """A configuration that puts the code of its models beside itself."""
+
+    AUTO_MAP = {}  # names published checkpoints and users' scripts rely on
+
+    def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
+        """
+        [`~transformers.PretrainedConfig.save_pretrained`], which also puts the code beside `config.json`, so that the
+        folder loads with `trust_remote_code=True` where `lsg_xlmr` is not installed. Saving a model or a `Trainer`
+        checkpoint comes through here as well.
+        """
+        # A hub load rewrites the entries to "repo--module.Class"; the code travels with this folder.
+        self.auto_map = dict(self.AUTO_MAP)
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        self.write_code(save_directory)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def write_code(self, save_directory):
+        """Copy the two files this class and the models are defined in to `save_directory`."""
+        for name in CODE_FILES:
+            source = Path(__file__).with_name(name)
+            if not source.is_file():  # a config alone was loaded: only its own file was fetched
+                source = Path(cached_file(self.name_or_path, name))
+            target = Path(save_directory) / name
+            if source.resolve() != target.resolve():
+                shutil.copyfile(source, target)
+
+
+class LSGConfig(TravelsWithItsCode, XLMRobertaConfig):
     r"""
     Configuration of an [`LSGXLMRobertaModel`]: everything of [`~transformers.XLMRobertaConfig`] plus the parameters of
     LSG attention (Condevaux & Harispe, "LSG Attention: Extrapolation of pretrained Transformers to long sequences",
@@ -71,6 +88,8 @@ class LSGConfig(XLMRobertaConfig):
             The name and its meaning are those of [`~transformers.ModernBertConfig`].
         sparse_pred_ignore_index (`int`, defaults to -100):
             The label of positions that have none, with `sparse_prediction`.
+        dense_decoder (`bool`, defaults to `False`):
+            With `is_decoder=True`, be the stock decoder: dense causal attention, no global tokens.
         kwargs:
             Everything [`~transformers.XLMRobertaConfig`] takes.
 
@@ -87,6 +106,16 @@ class LSGConfig(XLMRobertaConfig):
 
     model_type = "xlm-roberta"
     attribute_map = {"lsg_num_pre_rounds": "lsh_num_pre_rounds"}
+    AUTO_MAP = {
+        "AutoConfig": "configuration_lsg.LSGConfig",
+        "AutoModel": "modeling_lsg_xlm_roberta.LSGXLMRobertaModel",
+        "AutoModelForCausalLM": "modeling_lsg_xlm_roberta.LSGXLMRobertaForCausalLM",
+        "AutoModelForMaskedLM": "modeling_lsg_xlm_roberta.LSGXLMRobertaForMaskedLM",
+        "AutoModelForMultipleChoice": "modeling_lsg_xlm_roberta.LSGXLMRobertaForMultipleChoice",
+        "AutoModelForQuestionAnswering": "modeling_lsg_xlm_roberta.LSGXLMRobertaForQuestionAnswering",
+        "AutoModelForSequenceClassification": "modeling_lsg_xlm_roberta.LSGXLMRobertaForSequenceClassification",
+        "AutoModelForTokenClassification": "modeling_lsg_xlm_roberta.LSGXLMRobertaForTokenClassification",
+    }
 
     def __init__(
         self,
@@ -102,6 +131,7 @@ class LSGConfig(XLMRobertaConfig):
         lsh_seed=0,
         sparse_prediction=False,
         sparse_pred_ignore_index=-100,
+        dense_decoder=False,
         **kwargs,
     ):
         self.adaptive = adaptive
@@ -116,6 +146,7 @@ class LSGConfig(XLMRobertaConfig):
         self.lsh_seed = lsh_seed
         self.sparse_prediction = sparse_prediction
         self.sparse_pred_ignore_index = sparse_pred_ignore_index
+        self.dense_decoder = dense_decoder
         super().__init__(**kwargs)
         self.validate_lsg()
 
@@ -128,6 +159,11 @@ class LSGConfig(XLMRobertaConfig):
     def has_sparse_tokens(self) -> bool:
         """Whether there is a sparse part at all."""
         return self.sparsity_type != "none" and self.sparse_block_size > 0
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether attention is XLM-RoBERTa's own."""
+        return self.is_decoder and self.dense_decoder
 
     @property
     def max_sequence_length(self) -> int:
@@ -146,7 +182,8 @@ class LSGConfig(XLMRobertaConfig):
             self.sparsity_type = "none"
         if self.sparsity_type not in SPARSITY_TYPES:
             raise _error("sparsity_type", self.sparsity_type, f"must be one of {', '.join(SPARSITY_TYPES)}", "norm")
-        flags = {"adaptive": True, "mask_first_token": False, "pool_with_global": True, "sparse_prediction": False}
+        flags = {"adaptive": True, "pool_with_global": True}
+        flags |= {"mask_first_token": False, "sparse_prediction": False, "dense_decoder": False}
         for name, example in flags.items():
             if not isinstance(getattr(self, name), bool):
                 raise _error(name, getattr(self, name), "must be a bool", example)
@@ -197,27 +234,41 @@ class LSGConfig(XLMRobertaConfig):
         return result
 
     def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
-        """
-        [`~transformers.PretrainedConfig.save_pretrained`], which also puts the code beside `config.json`, so that the
-        folder loads with `trust_remote_code=True` where `lsg_xlmr` is not installed. Saving a model or a `Trainer`
-        checkpoint comes through here as well.
-        """
+        """See above; only a valid configuration is saved."""
         self.validate_lsg()
-        # A hub load rewrites the entries to "repo--module.Class"; the code travels with this folder.
-        self.auto_map = dict(AUTO_MAP)
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
-        self.write_code(save_directory)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
-    def write_code(self, save_directory):
-        """Copy the two files this class and the models are defined in to `save_directory`."""
-        for name in CODE_FILES:
-            source = Path(__file__).with_name(name)
-            if not source.is_file():  # a config alone was loaded: only its own file was fetched
-                source = Path(cached_file(self.name_or_path, name))
-            target = Path(save_directory) / name
-            if source.resolve() != target.resolve():
-                shutil.copyfile(source, target)
+
+class LSGEncoderDecoderConfig(TravelsWithItsCode, EncoderDecoderConfig):
+    """
+    [`~transformers.EncoderDecoderConfig`] whose parts keep their parameters of LSG attention.
+
+    Args:
+        encoder, decoder (`dict`): each part's configuration, with `model_type`; one with LSG parameters becomes an
+            [`LSGConfig`].
+        kwargs:
+            Everything [`~transformers.EncoderDecoderConfig`] takes.
+
+    Raises:
+        ValueError: as of [`LSGConfig`].
+    """
+
+    AUTO_MAP = {
+        "AutoConfig": "configuration_lsg.LSGEncoderDecoderConfig",
+        "AutoModelForSeq2SeqLM": "modeling_lsg_xlm_roberta.LSGEncoderDecoderModel",
+    }
+
+    def __init__(self, **kwargs):
+        parts = {name: dict(kwargs[name]) for name in ("encoder", "decoder") if isinstance(kwargs.get(name), dict)}
+        super().__init__(**{**kwargs, **{name: dict(part) for name, part in parts.items()}})
+        for name, part in parts.items():
+            if is_lsg_config(part):
+                setattr(self, name, LSGConfig(**part))
+
+
+def is_lsg_config(config):
+    """Whether a configuration, as a `dict`, is that of LSG attention; other models have a `block_size` too."""
+    return config.get("model_type") == "xlm-roberta" and "block_size" in config
 
 
 def _error(name, value, rule, example):

@@ -4,6 +4,7 @@ Makes an LSG checkpoint from an XLM-RoBERTa one, without training: the position 
 length, the global tokens are made of embeddings that are there already, every other weight is carried over.
 """
 
+import json
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer, XLMRobertaConfig
 from transformers.utils import logging
 
 from . import modeling_lsg_xlm_roberta
-from .configuration_lsg import AUTO_MAP, MAX_GLOBAL_TOKENS, LSGConfig
+from .configuration_lsg import MAX_GLOBAL_TOKENS, LSGConfig
 
 
 logger = logging.get_logger(__name__)
@@ -25,7 +26,7 @@ DEFAULT_LENGTH = 4096  # tokens
 # The Auto class and the LSG class of each architecture, by the name of the LSG class.
 ARCHITECTURES = {
     entry.split(".")[1]: (auto_class, getattr(modeling_lsg_xlm_roberta, entry.split(".")[1]))
-    for auto_class, entry in AUTO_MAP.items()
+    for auto_class, entry in LSGConfig.AUTO_MAP.items()
     if auto_class != "AutoConfig"
 }
 
@@ -121,7 +122,7 @@ class LSGConverter:
         model_class = _model_class(architecture, read_config(source, self.token))
         config = self._config(source, model_class, lsg_kwargs)
         length = self.max_sequence_length or max(DEFAULT_LENGTH, config.max_sequence_length)
-        tokenizer = self._tokenizer(source)
+        tokenizer = self._tokenizer(source, config.vocab_size)
         tokenizer.model_max_length = length
         model, is_lsg = self._load(model_class, source, config)
         self._warn_of_idle_options(is_lsg)
@@ -135,7 +136,19 @@ class LSGConverter:
         return model, tokenizer
 
     def _config(self, source, model_class, lsg_kwargs):
-        config, unknown = LSGConfig.from_pretrained(source, token=self.token, return_unused_kwargs=True, **lsg_kwargs)
+        try:
+            config, unknown = LSGConfig.from_pretrained(
+                source, token=self.token, return_unused_kwargs=True, **lsg_kwargs
+            )
+            for name in ("num_hidden_layers", "pad_token_id"):
+                if not isinstance(getattr(config, name), int) or getattr(config, name) < 0:
+                    raise ValueError(f"{name} must be an int of at least 0, not {getattr(config, name)!r}")
+            with torch.device("meta"):
+                model_class(config)
+        except Exception as error:  # huggingface_hub and each layer raise their own
+            if isinstance(error, ValueError) and str(error).startswith("LSGConfig"):
+                raise
+            raise ValueError(f"No model can be made by the configuration of {source!r}: {_told(error)}.") from error
         if unknown:
             raise ValueError(
                 f"LSGConfig has no field {', '.join(map(repr, sorted(unknown)))}. Its LSG fields are "
@@ -146,17 +159,24 @@ class LSGConverter:
         config.dtype = None
         return config
 
-    def _tokenizer(self, source):
+    def _tokenizer(self, source, vocab_size):
         try:
             with quiet_transformers():
                 tokenizer = AutoTokenizer.from_pretrained(source, token=self.token)
         except Exception as error:  # sentencepiece, tokenizers and json each raise their own
-            raise ValueError(f"The tokenizer of {source!r} cannot be read: {first_line(error)}") from error
+            raise ValueError(
+                f"The tokenizer of {source!r} cannot be read: {_told(error)}. Get its files again."
+            ) from error
         # Without files transformers gives a tokenizer that knows nothing but the special tokens.
         if len(tokenizer) <= len(tokenizer.all_special_ids):
             raise ValueError(
                 f"{source!r} has no tokenizer. Put the tokenizer's files (sentencepiece.bpe.model or tokenizer.json, "
                 "and tokenizer_config.json) beside the weights."
+            )
+        if len(tokenizer) > vocab_size:
+            raise ValueError(
+                f"{source!r} does not fit together: the tokenizer has {len(tokenizer)} words and the model "
+                f"{vocab_size}. Take the tokenizer that the model was trained with."
             )
         return tokenizer
 
@@ -179,9 +199,9 @@ class LSGConverter:
                     f"The weights of {source!r} are a pickle that holds more than tensors, and may run code when it "
                     "is read: refused. Have its owner save it as safetensors."
                 ) from error
-            reason = first_line(error).split(". ")[0].rstrip(".")  # torch goes on with advice to load unsafely
             raise ValueError(
-                f"The weights of {source!r} cannot be read: {reason}. Get the file again, or save the model again."
+                f"The weights of {source!r} cannot be read: {_told(error)}. Get the file again, or save the model "
+                "again."
             ) from error
         if info["mismatched_keys"]:
             key, there, here = sorted(info["mismatched_keys"])[0]
@@ -327,14 +347,7 @@ def read_config(source, token=None):
             f"There is no folder {source!r}. Name the folder of a checkpoint, or a model of the hub such as "
             "'FacebookAI/xlm-roberta-base'."
         )
-    try:
-        with quiet_transformers():
-            config = XLMRobertaConfig.get_config_dict(source, token=token)[0]
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{source!r} is neither a folder here nor a model the hub gives (a private one takes --token): "
-            f"{first_line(error)}"
-        ) from error
+    config = _local_config(Path(source)) if Path(source).is_dir() else _hub_config(source, token)
     if not config:
         raise ValueError(f"{source!r} is not a checkpoint: it has no config.json.")
     if config.get("model_type") != "xlm-roberta":
@@ -345,9 +358,26 @@ def read_config(source, token=None):
     return config
 
 
-def is_lsg_config(config):
-    """Whether a `config.json`, as a `dict`, is that of an LSG checkpoint."""
-    return "block_size" in config
+def _local_config(folder):
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {first_line(error)}.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{str(path)!r} must hold one JSON object, not {config!r}.")
+    return config
+
+
+def _hub_config(name, token):
+    try:
+        with quiet_transformers():
+            return XLMRobertaConfig.get_config_dict(name, token=token)[0]
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{name!r} is neither a folder here nor a model the hub gives (a private one takes --token): "
+            f"{first_line(error)}"
+        ) from error
 
 
 @contextmanager
@@ -366,6 +396,13 @@ def first_line(error):
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def _told(error):
+    """The first sentence of an exception's message: torch goes on with advice to load unsafely."""
+    told = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+    is_bare = isinstance(error, (AttributeError, EOFError, LookupError, TypeError))  # says little without its name
+    return f"{type(error).__name__}: {told}" if is_bare or not told else told
+
+
 def _may_be_there(source):
     """Whether `source` is a folder, or could be the name of a model on the hub."""
     if Path(source).exists():
@@ -379,7 +416,10 @@ def _may_be_there(source):
 
 def _model_class(architecture, config):
     if architecture is None:
-        architecture = (config.get("architectures") or ["LSGXLMRobertaModel"])[0]
+        names = config.get("architectures") or ["LSGXLMRobertaModel"]
+        if not isinstance(names, list) or not isinstance(names[0], str):
+            raise ValueError(f"`architectures` in config.json must be a list of names of classes, got {names!r}.")
+        architecture = names[0]
     name = architecture if architecture.startswith("LSG") else f"LSG{architecture}"
     if name not in ARCHITECTURES:
         raise ValueError(

@@ -25,7 +25,7 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
         """
         Returns:
             `torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`; without the
-            globals for a decoder.
+            globals where a cache has them, and for a stock decoder.
 
         Raises:
             ValueError: the input is empty, longer than the positions, of a length that `adaptive=False` refuses, or
@@ -36,7 +36,7 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
         _check_ids("position_ids", position_ids, self.config.max_position_embeddings)
         _check_ids("token_type_ids", token_type_ids, self.config.type_vocab_size)
         embeddings = super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, past_key_values_length)
-        if self.config.is_decoder:
+        if self.config.is_stock or past_key_values_length:
             return embeddings
         index = torch.arange(self.config.num_global_tokens, device=embeddings.device)
         global_embeddings = self.LayerNorm(self.global_embeddings(index)).expand(embeddings.shape[0], -1, -1)

@@ -3,6 +3,7 @@
 
 import torch
 from torch import nn
+from transformers import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.xlm_roberta.modeling_xlm_roberta import (
     XLMRobertaEncoder,
@@ -13,6 +14,9 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import (
 from transformers.utils import logging
 
 from .attention import lsg_attention
+from .cache import LSGCacheLayer
+from .causal_attention import causal_attention
+from .causal_pattern import CausalInputs
 from .dropout import LSGDropout
 from .parallel import has_own_threads, in_pieces, run_on_own_threads
 from .pattern import AttentionInputs
@@ -37,9 +41,11 @@ class LSGAttention(XLMRobertaSelfAttention):
         """
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`):
-                globals first, the tokens padded to whole blocks where they are more than two.
-            attention_mask (`torch.BoolTensor` of shape `hidden_states.shape[:2]`, *optional*): `True` where a key
-                may be seen; `None` where all may.
+                globals first (not those that `past_key_values` has), the tokens of an encoder padded to whole blocks
+                where they are more than two.
+            attention_mask (`torch.BoolTensor` of shape `(batch_size, num_global_tokens + sequence_length)`, those in
+                the cache included, *optional*): `True` where a key may be seen; `None` where all may.
+            past_key_values (`Cache`, *optional*): of a decoder; see [`LSGCacheLayer`].
             output_attentions (`bool`): return the attention weights, by eager attention if need be.
             num_padding (`int`): how many of the last positions fill the last block only.
 
@@ -47,10 +53,10 @@ class LSGAttention(XLMRobertaSelfAttention):
             the context, of the shape of `hidden_states`, and the attention weights of shape `(batch_size, num_heads,
             num_global_tokens + sequence_length, num_global_tokens + sequence_length)` where they are asked for,
             otherwise `None`.
+
+        Raises:
+            ValueError: attention weights are asked for of tokens that a cache no longer has.
         """
-        if self.is_decoder:
-            kwargs["output_attentions"] = output_attentions
-            return super().forward(hidden_states, attention_mask, past_key_values=past_key_values, **kwargs)
         implementation = self.config._attn_implementation
         if output_attentions and implementation != "eager":
             logger.warning_once(f"`output_attentions=True` needs eager attention: {implementation} gives way to it.")
@@ -66,19 +72,38 @@ class LSGAttention(XLMRobertaSelfAttention):
                 num_results=3,
             )
         )
-        inputs = AttentionInputs(
-            query,
-            key,
-            value,
-            attention_mask,
-            self.config,
-            self.scaling,
-            self.dropout.p if self.training else 0.0,
-            self.lsh_projections(hidden_states.device),
-            num_padding,
-        )
-        context, weights = lsg_attention(inputs, implementation)
+        arguments = {
+            "config": self.config,
+            "scaling": self.scaling,
+            "dropout": self.dropout.p if self.training else 0.0,
+            "projections": self.lsh_projections(hidden_states.device),
+        }
+        if self.is_decoder:
+            inputs = self._causal_inputs(query, key, value, attention_mask, past_key_values, arguments)
+            if output_attentions and inputs.past is not None:
+                raise ValueError("With a cache there are no attention weights of all tokens: add use_cache=False.")
+            context, weights = causal_attention(inputs, implementation)
+        else:
+            inputs = AttentionInputs(query, key, value, attention_mask, num_padding=num_padding, **arguments)
+            context, weights = lsg_attention(inputs, implementation)
         return context.reshape(hidden_states.shape), weights
+
+    def _causal_inputs(self, query, key, value, mask, cache, arguments):
+        """What causal attention works on, taken from and left in `cache`."""
+        layer = None if cache is None else LSGCacheLayer.of(cache, self.layer_idx, self.config)
+        past, first_query = (None, None) if layer is None else (layer.sparse, layer.first_query)
+        if layer is not None:
+            key, value = (cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache).update(
+                key, value, self.layer_idx
+            )
+        if mask is not None:  # of all tokens, of which the cache has the last
+            globals_mask, mask = mask.tensor_split([self.config.num_global_tokens], dim=1)
+            num_tokens = key.shape[2] - self.config.num_global_tokens
+            mask = torch.cat([globals_mask, mask[:, mask.shape[1] - num_tokens :]], 1)
+        inputs = CausalInputs(query, key, value, mask, past=past, first_query=first_query, **arguments)
+        if layer is not None:
+            layer.forget(inputs)
+        return inputs
 
     def lsh_projections(self, device):
         """This layer's random projections, or `None` for another `sparsity_type`; see [`lsh_projections`]."""
@@ -123,20 +148,31 @@ class LSGLayer(XLMRobertaLayer):
         self.attention.output = LSGSelfOutput(config)
         self.output.dropout = LSGDropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states, attention_mask=None, global_states=None, padding_states=None, **kwargs):
+    def forward(
+        self,
+        hidden_states,
+        attention_mask=None,
+        global_states=None,
+        padding_states=None,
+        encoder_hidden_states=None,
+        **kwargs,
+    ):
         """
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): the tokens.
             attention_mask (`torch.BoolTensor`, *optional*): as [`LSGAttention`] takes it.
             global_states (`torch.Tensor` of shape `(batch_size, num_global_tokens, hidden_size)`): the globals.
             padding_states (`torch.Tensor` of shape `(batch_size, padding, hidden_size)`): what fills the last block.
+            encoder_hidden_states (`torch.Tensor`, *optional*): for cross-attention; here by its place, because
+                reentrant checkpointing gives no gradients to arguments that come by name.
 
         Returns:
             the tokens, the globals and the padding, of the same shapes.
         """
         parts = (global_states, hidden_states, padding_states)
         num_padding = padding_states.shape[1]
-        states = super().forward(torch.cat(parts, dim=1), attention_mask, num_padding=num_padding, **kwargs)
+        states = torch.cat(parts, dim=1)
+        states = super().forward(states, attention_mask, encoder_hidden_states, num_padding=num_padding, **kwargs)
         global_states, hidden_states, padding_states = states.split([part.shape[1] for part in parts], dim=1)
         return hidden_states, global_states, padding_states
 
@@ -154,37 +190,57 @@ class LSGEncoder(XLMRobertaEncoder):
         self.config = config
         self.layer = nn.ModuleList([LSGLayer(config, layer_idx=i) for i in range(config.num_hidden_layers)])
 
-    def forward(self, hidden_states, attention_mask=None, **kwargs):
+    def forward(
+        self,
+        hidden_states,
+        attention_mask=None,
+        encoder_hidden_states=None,
+        past_key_values=None,
+        use_cache=None,
+        **kwargs,
+    ):
         """
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`).
             attention_mask (`torch.BoolTensor`, *optional*): as [`LSGAttention`] takes it.
+            encoder_hidden_states, past_key_values, use_cache: as in [`~transformers.XLMRobertaModel`].
 
         Returns:
-            the last hidden state, `(batch_size, sequence_length, hidden_size)`: with `pool_with_global` the first
-            global token's stands in the place of the first token's.
+            the last hidden state, `(batch_size, sequence_length, hidden_size)`: in an encoder with `pool_with_global`
+            the first global token's stands in the place of the first token's.
         """
-        global_states, hidden_states = hidden_states.tensor_split([self.config.num_global_tokens], dim=1)
+        is_decoder, block_size = self.config.is_decoder, self.config.block_size
+        num_global_tokens = num_new_global_tokens(past_key_values, self.config)
+        global_states, hidden_states = hidden_states.tensor_split([num_global_tokens], dim=1)
         batch_size, length, hidden_size = hidden_states.shape
-        padding_states = hidden_states.new_zeros(batch_size, padded_length(length, self.config) - length, hidden_size)
-        states = hidden_states, global_states, padding_states
+        padding = 0 if is_decoder else padded_length(length, self.config) - length
+        states = hidden_states, global_states, hidden_states.new_zeros(batch_size, padding, hidden_size)
+        kwargs |= {"encoder_hidden_states": encoder_hidden_states, "past_key_values": past_key_values}
         is_dense = self.config._attn_implementation == "eager" or kwargs.get("output_attentions")
-        is_short = length <= 2 * self.config.block_size
-        if not (is_dense or is_short or self.training) and has_own_threads(hidden_states):
+        if not (is_dense or length <= 2 * block_size or self.training) and has_own_threads(hidden_states):
             states = run_on_own_threads(self._run_layers, attention_mask, *states, **kwargs)
         else:
             states = self._run_layers(attention_mask, *states, **kwargs)
         hidden_states, global_states, _ = states
-        if self.config.pool_with_global:
+        if self.config.pool_with_global and not is_decoder:
             hidden_states = torch.cat([global_states[:, :1], hidden_states[:, 1:]], dim=1)
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states)
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=hidden_states, past_key_values=past_key_values if use_cache else None
+        )
 
-    def _run_layers(self, attention_mask, hidden_states, global_states, padding_states, **kwargs):
+    def _run_layers(
+        self, attention_mask, hidden_states, global_states, padding_states, encoder_hidden_states, **kwargs
+    ):
         for layer in self.layer:
             hidden_states, global_states, padding_states = layer(
-                hidden_states, attention_mask, global_states, padding_states, **kwargs
+                hidden_states, attention_mask, global_states, padding_states, encoder_hidden_states, **kwargs
             )
         return hidden_states, global_states, padding_states
+
+
+def num_new_global_tokens(past_key_values, config):
+    """How many globals run beside the tokens: none where `past_key_values` (`Cache`, *optional*) has them."""
+    return config.num_global_tokens if past_key_values is None or not past_key_values.get_seq_length() else 0
 
 
 def padded_length(length, config):

@@ -7,8 +7,8 @@ from pathlib import Path
 from huggingface_hub import ModelCardData, metadata_load
 from yaml import YAMLError
 
-from .configuration_lsg import LSGConfig
-from .conversion import ARCHITECTURES, is_lsg_config
+from .configuration_lsg import LSGConfig, is_lsg_config
+from .conversion import ARCHITECTURES
 
 
 PIPELINE_TAGS = {

@@ -3,7 +3,8 @@
 XLM-RoBERTa with LSG (local + sparse + global) attention: the stock model with other embeddings and another encoder;
 heads and everything else are transformers' own.
 
-With `config.is_decoder=True` it is the stock causal decoder: dense causal attention, a cache, no global tokens.
+With `config.is_decoder=True` attention is causal, with a cache; with `config.dense_decoder=True` too it is the stock
+decoder: dense causal attention, no global tokens.
 """
 
 import re
@@ -11,8 +12,10 @@ from functools import wraps
 
 import torch
 from torch.nn.functional import pad
+from transformers import AutoModel, AutoModelForCausalLM, EncoderDecoderModel, PretrainedConfig
 from transformers.initialization import no_init_weights
 from transformers.loss.loss_utils import fixed_cross_entropy
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.models.xlm_roberta.modeling_xlm_roberta import (
     XLMRobertaEncoder,
@@ -30,9 +33,9 @@ from transformers.utils import can_return_tuple
 from transformers.utils.import_utils import is_tracing
 
 from .attention import IMPLEMENTATIONS
-from .configuration_lsg import LSGConfig, LSGXLMRobertaConfig
+from .configuration_lsg import LSGConfig, LSGEncoderDecoderConfig, LSGXLMRobertaConfig, is_lsg_config
 from .embeddings import LSGEmbeddings
-from .encoder import LSGEncoder, padded_length
+from .encoder import LSGEncoder, num_new_global_tokens, padded_length
 from .lazy_logits import LazyLogits
 from .losses import cross_entropy, of_whole_batch, question_answering_loss, sequence_classification_loss
 from .trained_rows import TrainedRows
@@ -93,10 +96,10 @@ class LSGXLMRobertaPreTrainedModel(XLMRobertaPreTrainedModel):
             `int`: how many values are trained.
 
         Raises:
-            ValueError: no parameter has such a name, or the model is a decoder, which has no global tokens.
+            ValueError: no parameter has such a name, or the model is a stock decoder, which has no global tokens.
         """
-        if self.config.is_decoder:
-            raise ValueError("A decoder has no global tokens to train: load the model with is_decoder=False.")
+        if self.config.is_stock:
+            raise ValueError("A stock decoder has no global tokens to train: load the model with dense_decoder=False.")
         names = [name for name, _ in self.named_parameters()]
         for part in also:
             if not any(f".{part}." in f".{name}." for name in names):
@@ -118,23 +121,41 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
         XLMRobertaPreTrainedModel.__init__(self, config)
         self.gradient_checkpointing = False
         self.embeddings = LSGEmbeddings(config)
-        self.encoder = XLMRobertaEncoder(config) if config.is_decoder else LSGEncoder(config)
+        self.encoder = XLMRobertaEncoder(config) if config.is_stock else LSGEncoder(config)
         self.pooler = XLMRobertaPooler(config) if add_pooling_layer else None
         self.post_init()
 
-    def _create_attention_masks(self, attention_mask, embedding_output, **kwargs):
-        if self.config.is_decoder:
+    def _create_attention_masks(
+        self,
+        attention_mask,
+        embedding_output,
+        encoder_attention_mask=None,
+        encoder_hidden_states=None,
+        past_key_values=None,
+        **kwargs,
+    ):
+        if self.config.is_stock:
             return super()._create_attention_masks(
-                attention_mask=attention_mask, embedding_output=embedding_output, **kwargs
+                attention_mask=attention_mask,
+                embedding_output=embedding_output,
+                encoder_attention_mask=encoder_attention_mask,
+                encoder_hidden_states=encoder_hidden_states,
+                past_key_values=past_key_values,
+                **kwargs,
             )
-        return self._create_lsg_mask(attention_mask, embedding_output), None
+        if encoder_attention_mask is not None:
+            encoder_attention_mask = create_bidirectional_mask(
+                self.config, embedding_output, encoder_attention_mask, encoder_hidden_states
+            )
+        return self._create_lsg_mask(attention_mask, embedding_output, past_key_values), encoder_attention_mask
 
-    def _create_lsg_mask(self, attention_mask, embedding_output):
+    def _create_lsg_mask(self, attention_mask, embedding_output, past_key_values):
         """The mask of globals and padded tokens, `(batch_size, length)`, or `None` if it would hide nothing."""
         batch_size, length, _ = embedding_output.shape
         num_global_tokens = self.config.num_global_tokens
-        length -= num_global_tokens
-        padding = padded_length(length, self.config) - length
+        length -= num_new_global_tokens(past_key_values, self.config)
+        padding = 0 if self.config.is_decoder else padded_length(length, self.config) - length
+        length += 0 if past_key_values is None else past_key_values.get_seq_length()
         if attention_mask is None and not padding and not self.config.mask_first_token:
             return None
         if attention_mask is None:
@@ -144,7 +165,7 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
         else:
             raise ValueError(
                 f"`attention_mask` has shape {tuple(attention_mask.shape)}, but LSG attention takes one value per "
-                f"token: {(batch_size, length)}."
+                f"token, those in the cache included: {(batch_size, length)}."
             )
         if self.config.mask_first_token:
             mask = torch.cat([torch.zeros_like(mask[:, :1]), mask[:, 1:]], dim=1)
@@ -211,9 +232,34 @@ class LSGXLMRobertaForMaskedLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobert
 
 class LSGXLMRobertaForCausalLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForCausalLM):
     """
-    [`~transformers.XLMRobertaForCausalLM`]: the stock causal decoder with `config.is_decoder=True`; without it LSG
-    attention, which sees both sides and has no cache.
+    [`~transformers.XLMRobertaForCausalLM`] with causal LSG attention where `config.is_decoder=True`; without it
+    attention sees both sides.
     """
+
+    def generate(self, *args, **kwargs):
+        """
+        [`~transformers.GenerationMixin.generate`].
+
+        Raises:
+            ValueError: the model is no decoder.
+        """
+        if not self.config.is_decoder:
+            raise ValueError("A model that sees both sides cannot generate: load it with is_decoder=True.")
+        return super().generate(*args, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        """[`~transformers.GenerationMixin.prepare_inputs_for_generation`] with XLM-RoBERTa's own positions."""
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        position_ids, mask = inputs.get("position_ids"), inputs.get("attention_mask")
+        if position_ids is not None and not self.config.is_stock:
+            # transformers counts from 0, XLM-RoBERTa from after the position of padding.
+            padding_idx = self.config.pad_token_id
+            if mask is None:
+                position_ids = position_ids + padding_idx + 1
+            else:
+                position_ids = ((mask.cumsum(1) * mask)[:, -position_ids.shape[1] :] + padding_idx).long()
+            inputs["position_ids"] = position_ids
+        return inputs
 
 
 class LSGXLMRobertaForSequenceClassification(
@@ -242,8 +288,94 @@ class LSGXLMRobertaForMultipleChoice(_LSGHead, LSGXLMRobertaPreTrainedModel, XLM
     forward = of_whole_batch(XLMRobertaForMultipleChoice.forward, cross_entropy)
 
 
+class LSGEncoderDecoderModel(EncoderDecoderModel):
+    """
+    [`~transformers.EncoderDecoderModel`] of which either part may have LSG attention, and whose loss heeds
+    `num_items_in_batch`.
+    """
+
+    config_class = LSGEncoderDecoderConfig
+    _keys_to_ignore_on_load_unexpected = [r"^encoder\.pooler"]
+
+    def __init__(self, config=None, encoder=None, decoder=None):
+        if config is None and encoder is not None and decoder is not None:
+            config = LSGEncoderDecoderConfig.from_encoder_decoder_configs(encoder.config, decoder.config)
+        if config is not None and encoder is None and isinstance(config.encoder, LSGConfig):
+            encoder = LSGXLMRobertaModel._from_config(config.encoder, add_pooling_layer=False)
+        if config is not None and decoder is None and isinstance(config.decoder, LSGConfig):
+            decoder = LSGXLMRobertaForCausalLM._from_config(config.decoder)
+        super().__init__(config, encoder, decoder)
+
+    @classmethod
+    def from_encoder_decoder_pretrained(
+        cls, encoder_pretrained_model_name_or_path, decoder_pretrained_model_name_or_path, **kwargs
+    ):
+        """
+        [`~transformers.EncoderDecoderModel.from_encoder_decoder_pretrained`]. A decoder of LSG attention is causal
+        and has cross-attention whatever its checkpoint says; its first token is `<s>`.
+
+        Args:
+            encoder_pretrained_model_name_or_path, decoder_pretrained_model_name_or_path (`str`): folders, or models on
+                the hub. LSG checkpoints are read by this code, others by transformers.
+            kwargs: for the encoder's `from_pretrained` with the prefix `encoder_`, for the decoder's with `decoder_`;
+                the others are fields of the configuration.
+        """
+        of_encoder, of_decoder = (
+            {name.removeprefix(part): kwargs.pop(name) for name in list(kwargs) if name.startswith(part)}
+            for part in ("encoder_", "decoder_")
+        )
+        encoder = of_encoder.pop("model", None) or _load(
+            encoder_pretrained_model_name_or_path,
+            (LSGXLMRobertaModel, {"is_decoder": False, "add_cross_attention": False, "add_pooling_layer": False}),
+            (AutoModel, {}),
+            of_encoder,
+        )
+        of_a_decoder = {"is_decoder": True, "add_cross_attention": True}
+        decoder = of_decoder.pop("model", None) or _load(
+            decoder_pretrained_model_name_or_path,
+            (LSGXLMRobertaForCausalLM, of_a_decoder),
+            (AutoModelForCausalLM, of_a_decoder),
+            of_decoder,
+        )
+        special_tokens = {
+            "pad_token_id": decoder.config.pad_token_id,
+            "eos_token_id": decoder.config.eos_token_id,
+            "decoder_start_token_id": decoder.config.bos_token_id,
+        }
+        config = LSGEncoderDecoderConfig.from_encoder_decoder_configs(
+            encoder.config, decoder.config, **special_tokens | kwargs
+        )
+        return cls(config, encoder, decoder)
+
+    @wraps(EncoderDecoderModel.forward)
+    @can_return_tuple
+    def forward(self, *args, labels=None, num_items_in_batch=None, **kwargs):
+        has_inputs = any(kwargs.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds"))
+        if labels is not None and not has_inputs:
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+            mask = (decoder_input_ids != self.config.pad_token_id).long()
+            kwargs |= {"decoder_input_ids": decoder_input_ids, "use_cache": kwargs.get("use_cache") or False}
+            kwargs.setdefault("decoder_attention_mask", mask)
+        outputs = super().forward(*args, return_dict=True, **kwargs)
+        if labels is None:
+            return outputs
+        logits = outputs.logits
+        labels = labels.to(logits.device).view(-1)
+        loss = fixed_cross_entropy(logits.view(-1, logits.shape[-1]), labels, num_items_in_batch)
+        return type(outputs)(loss=loss, **outputs)
+
+
+def _load(name_or_path, lsg, stock, kwargs):
+    """A model by `lsg` or `stock`, each a class and what its `from_pretrained` is given beside `kwargs`."""
+    token = {"token": kwargs["token"]} if "token" in kwargs else {}
+    model_class, defaults = lsg if is_lsg_config(PretrainedConfig.get_config_dict(name_or_path, **token)[0]) else stock
+    return model_class.from_pretrained(name_or_path, **defaults | kwargs)
+
+
 __all__ = [
     "LSGConfig",
+    "LSGEncoderDecoderConfig",
+    "LSGEncoderDecoderModel",
     "LSGXLMRobertaConfig",
     "LSGXLMRobertaForCausalLM",
     "LSGXLMRobertaForMaskedLM",

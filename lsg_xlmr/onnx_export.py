@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from .conversion import ARCHITECTURES, is_lsg_config, quiet_transformers, read_config
+from .configuration_lsg import is_lsg_config
+from .conversion import ARCHITECTURES, quiet_transformers, read_config
 from .model_card import with_onnx_section
 from .new_folder import ONNX_FILES, new_folder
 

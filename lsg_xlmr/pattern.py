@@ -80,10 +80,13 @@ class AttentionInputs:
         """
         tokens = slice(self.num_global_tokens, None)
         key, value = self.key[:, :, tokens], self.value[:, :, tokens] if value is None else value
-        if not self.config.has_sparse_tokens:
-            return key[:, :, :0], value[:, :, :0], None
         mask = None if self.mask is None else self.mask[:, tokens]
-        first_query = self.query[:, :, tokens][:, :, :1]
+        return self._made_sparse(key, value, mask, self.query[:, :, tokens][:, :, :1])
+
+    def _made_sparse(self, key, value, mask, first_query):
+        """The sparse tokens of these tokens, see [`sparse_tokens`]."""
+        if not self.config.has_sparse_tokens or not key.shape[2]:
+            return key[:, :, :0], value[:, :, :0], None
         return sparse_tokens(key, value, mask, first_query, self.projections, self.config)
 
     def with_sparse(self, x, sparse):

@@ -12,7 +12,6 @@ from transformers.models.auto import modeling_auto
 
 import lsg_xlmr
 from lsg_xlmr import LSGConfig
-from lsg_xlmr.configuration_lsg import AUTO_MAP
 
 from .generation.test_utils import GenerationTesterMixin
 from .test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
@@ -28,7 +27,7 @@ STOCK = tuple(
 LSG = tuple(getattr(lsg_xlmr, f"LSG{model_class.__name__}") for model_class in STOCK)
 
 # The tests look up by its name what a class takes and gives, and load what was saved by the Auto classes.
-for auto_class, entry in AUTO_MAP.items():
+for auto_class, entry in LSGConfig.AUTO_MAP.items():
     if auto_class != "AutoConfig":
         name = entry.split(".")[1]
         getattr(transformers, auto_class).register(LSGConfig, getattr(lsg_xlmr, name), exist_ok=True)

@@ -8,13 +8,14 @@ import math
 import torch
 
 
-def dense_lsg_attention(query, key, value, mask, config, projections=None):
+def dense_lsg_attention(query, key, value, mask, config, projections=None, causal=False):
     """
     Args:
         query, key, value (`torch.Tensor` of shape `n h G+t d`): globals first.
         mask (`torch.BoolTensor` of shape `n t`): `True` where a token is not padding.
         config: with the fields of an `LSGConfig`.
         projections (list of `torch.Tensor` of shape `h d p`): for `lsh`, one per round.
+        causal (`bool`): of a decoder, where `t` may be any length.
 
     Returns:
         the context `n h G+t d` and the attention weights over globals and tokens `n h G+t G+t`, in float64.
@@ -27,17 +28,24 @@ def dense_lsg_attention(query, key, value, mask, config, projections=None):
     for i in range(n):
         for j in range(h):
             head = [None if p is None else p[j].double() for p in projections or []]
-            tokens = slice(num_globals, None)
+            whole = t // config.block_size * config.block_size if t > 2 * config.block_size else 0
             spread, visible_sparse = sparse_weights(
-                key[i, j, tokens], mask[i], query[i, j, num_globals], j, config, head
-            )  # m t, m
+                key[i, j, num_globals : num_globals + whole],
+                mask[i, :whole],
+                query[i, j, num_globals],
+                j,
+                config,
+                head,
+            )
+            spread = torch.nn.functional.pad(spread, (0, t - whole))  # m t
             full = torch.cat([torch.eye(positions).double(), torch.nn.functional.pad(spread, (num_globals, 0))])
             keys = full @ key[i, j]  # G+t+m d
             allowed = torch.zeros(positions, len(full), dtype=torch.bool)
             allowed[:, :num_globals] = True
-            allowed[:num_globals, num_globals:positions] = True
+            allowed[:num_globals, num_globals:positions] = not causal
+            row = causal_token_row if causal else token_row
             for q in range(t):
-                allowed[num_globals + q] = token_row(q, t, len(spread), num_globals, config)
+                allowed[num_globals + q] = row(q, t, len(spread), num_globals, config)
             allowed[:, num_globals:positions] &= mask[i]
             allowed[:, positions:] &= visible_sparse
             scores = (query[i, j] @ keys.T) / math.sqrt(d)
@@ -65,6 +73,18 @@ def token_row(q, t, m, num_globals, config):
     return row
 
 
+def causal_token_row(q, t, m, num_globals, config):
+    """[`token_row`] of a decoder: nothing after the query, and no sparse token of its block or the one before."""
+    b, s, step = config.block_size, config.sparse_block_size, config.block_size // (config.sparsity_factor or 1)
+    block = q // b
+    row = torch.zeros(num_globals + t + m, dtype=torch.bool)
+    row[:num_globals] = True
+    row[num_globals + max(0, (block - 1) * b) : num_globals + q + 1] = True
+    for sparse in range(m):
+        row[num_globals + t + sparse] = (block - 1) * step - s <= sparse < (block - 1) * step
+    return row
+
+
 def sparse_weights(key, mask, first_query, head, config, projections):
     """
     For one head: what each sparse token takes of each token (`m t`, float64), and whether it is seen (`m`, bool).
@@ -81,7 +101,7 @@ def sparse_weights(key, mask, first_query, head, config, projections):
         rows.append(row)
         visible.append(seen)
 
-    if kind == "none" or s == 0 or t <= 2 * b:
+    if kind == "none" or s == 0 or t == 0:
         return torch.zeros(0, t, dtype=torch.float64), torch.zeros(0, dtype=torch.bool)
     if f == 1:
         return torch.eye(t, dtype=torch.float64), mask.clone()

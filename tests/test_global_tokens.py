@@ -106,6 +106,8 @@ def test_wrong_names(tiny_config):
     with pytest.raises(ValueError, match="No parameter has 'classifier' in its name.*lm_head, roberta"):
         model.train_global_tokens_only(also=["classifier"])
     assert all(parameter.requires_grad for parameter in model.parameters())
-    decoder = LSGXLMRobertaForMaskedLM(LSGConfig(**{**tiny_config().to_dict(), "is_decoder": True}))
-    with pytest.raises(ValueError, match="A decoder has no global tokens"):
+    decoder = LSGXLMRobertaForMaskedLM(
+        LSGConfig(**{**tiny_config().to_dict(), "is_decoder": True, "dense_decoder": True})
+    )
+    with pytest.raises(ValueError, match="A stock decoder has no global tokens"):
         decoder.train_global_tokens_only()
