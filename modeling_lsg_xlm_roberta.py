@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, wraps
+from inspect import signature
 from itertools import count
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -1428,6 +1429,10 @@ def _product(query, key, value, mask, inputs):
 # What causal LSG attention keeps of the tokens before: of any number of them, the same.
 
 
+# What transformers calls a model's cache: `past_key_values`, and from 5.24 on `cache`.
+CACHE = "cache" if "cache" in signature(XLMRobertaLayer.forward).parameters else "past_key_values"
+
+
 class LSGCacheLayer(DynamicLayer):
     """
     A layer of [`~transformers.DynamicCache`] that holds what later tokens may see: the globals, the tokens since the
@@ -1536,9 +1541,7 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
         self.dropout = LSGDropout(config.hidden_dropout_prob)
         self.global_embeddings = nn.Embedding(MAX_GLOBAL_TOKENS, config.hidden_size)
 
-    def forward(
-        self, input_ids=None, token_type_ids=None, position_ids=None, inputs_embeds=None, past_key_values_length=0
-    ):
+    def forward(self, input_ids=None, token_type_ids=None, position_ids=None, inputs_embeds=None, **kwargs):
         """
         Returns:
             `torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`; without the
@@ -1548,29 +1551,30 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
             ValueError: the input is empty, longer than the positions, of a length that `adaptive=False` refuses, or
                 holds ids that the tables have no row for.
         """
+        cache_length = kwargs.get(f"{CACHE}_length", 0)
         _check_ids("input_ids", input_ids, self.config.vocab_size)
-        self._check_length(input_ids, position_ids, inputs_embeds, past_key_values_length)
+        self._check_length(input_ids, position_ids, inputs_embeds, cache_length)
         _check_ids("position_ids", position_ids, self.config.max_position_embeddings)
         _check_ids("token_type_ids", token_type_ids, self.config.type_vocab_size)
-        embeddings = super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, past_key_values_length)
-        if self.config.is_stock or past_key_values_length:
+        embeddings = super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, cache_length)
+        if self.config.is_stock or cache_length:
             return embeddings
         index = torch.arange(self.config.num_global_tokens, device=embeddings.device)
         global_embeddings = self.LayerNorm(self.global_embeddings(index)).expand(embeddings.shape[0], -1, -1)
         return torch.cat([self.dropout(global_embeddings), embeddings], dim=1)
 
-    def _check_length(self, input_ids, position_ids, inputs_embeds, past_key_values_length):
+    def _check_length(self, input_ids, position_ids, inputs_embeds, cache_length):
         shape = (inputs_embeds if input_ids is None else input_ids).shape[:2]
         if 0 in shape:
             raise ValueError(f"The input has {shape[0]} texts of {shape[1]} tokens: give one of each at least.")
-        length = past_key_values_length + shape[1]
+        length = cache_length + shape[1]
         maximum = self.config.max_sequence_length
         if length > maximum:
             # Padding takes no position, and positions may be given: only then is the input itself looked at.
             if position_ids is not None:
                 length = int(position_ids.max()) - self.padding_idx
             elif input_ids is not None:
-                length = past_key_values_length + int(input_ids.ne(self.padding_idx).sum(1).max())
+                length = cache_length + int(input_ids.ne(self.padding_idx).sum(1).max())
             if length > maximum:
                 raise ValueError(
                     f"The input has {length} tokens, but the model has positions for {maximum} "
@@ -1620,7 +1624,6 @@ class LSGAttention(XLMRobertaSelfAttention):
         self,
         hidden_states,
         attention_mask=None,
-        past_key_values=None,
         output_attentions=False,
         num_padding=0,
         **kwargs,
@@ -1628,11 +1631,12 @@ class LSGAttention(XLMRobertaSelfAttention):
         """
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`):
-                globals first (not those that `past_key_values` has), the tokens of an encoder padded to whole blocks
+                globals first (not those that the cache has), the tokens of an encoder padded to whole blocks
                 where they are more than two.
             attention_mask (`torch.BoolTensor` of shape `(batch_size, num_global_tokens + sequence_length)`, those in
                 the cache included, *optional*): `True` where a key may be seen; `None` where all may.
-            past_key_values (`Cache`, *optional*): of a decoder; see [`LSGCacheLayer`].
+            past_key_values or, from transformers 5.24 on, cache (`Cache`, *optional*): of a decoder; see
+                [`LSGCacheLayer`].
             output_attentions (`bool`): return the attention weights, by eager attention if need be.
             num_padding (`int`): how many of the last positions fill the last block only.
 
@@ -1666,7 +1670,7 @@ class LSGAttention(XLMRobertaSelfAttention):
             "projections": self.lsh_projections(hidden_states.device),
         }
         if self.is_decoder:
-            inputs = self._causal_inputs(query, key, value, attention_mask, past_key_values, arguments)
+            inputs = self._causal_inputs(query, key, value, attention_mask, kwargs.get(CACHE), arguments)
             if output_attentions and inputs.past is not None:
                 raise ValueError("With a cache there are no attention weights of all tokens: add use_cache=False.")
             context, weights = causal_attention(inputs, implementation)
@@ -1782,7 +1786,6 @@ class LSGEncoder(XLMRobertaEncoder):
         hidden_states,
         attention_mask=None,
         encoder_hidden_states=None,
-        past_key_values=None,
         use_cache=None,
         **kwargs,
     ):
@@ -1790,19 +1793,20 @@ class LSGEncoder(XLMRobertaEncoder):
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`).
             attention_mask (`torch.BoolTensor`, *optional*): as [`LSGAttention`] takes it.
-            encoder_hidden_states, past_key_values, use_cache: as in [`~transformers.XLMRobertaModel`].
+            encoder_hidden_states, past_key_values (cache), use_cache: as in [`~transformers.XLMRobertaModel`].
 
         Returns:
             the last hidden state, `(batch_size, sequence_length, hidden_size)`: in an encoder with `pool_with_global`
             the first global token's stands in the place of the first token's.
         """
+        cache = kwargs.get(CACHE)
         is_decoder, block_size = self.config.is_decoder, self.config.block_size
-        num_global_tokens = num_new_global_tokens(past_key_values, self.config)
+        num_global_tokens = num_new_global_tokens(cache, self.config)
         global_states, hidden_states = hidden_states.tensor_split([num_global_tokens], dim=1)
         batch_size, length, hidden_size = hidden_states.shape
         padding = 0 if is_decoder else padded_length(length, self.config) - length
         states = hidden_states, global_states, hidden_states.new_zeros(batch_size, padding, hidden_size)
-        kwargs |= {"encoder_hidden_states": encoder_hidden_states, "past_key_values": past_key_values}
+        kwargs["encoder_hidden_states"] = encoder_hidden_states
         is_dense = self.config._attn_implementation == "eager" or kwargs.get("output_attentions")
         if not (is_dense or length <= 2 * block_size or self.training) and has_own_threads(hidden_states):
             states = run_on_own_threads(self._run_layers, attention_mask, *states, **kwargs)
@@ -1812,7 +1816,7 @@ class LSGEncoder(XLMRobertaEncoder):
         if self.config.pool_with_global and not is_decoder:
             hidden_states = torch.cat([global_states[:, :1], hidden_states[:, 1:]], dim=1)
         return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=hidden_states, past_key_values=past_key_values if use_cache else None
+            last_hidden_state=hidden_states, **{CACHE: cache if use_cache else None}
         )
 
     def _run_layers(
@@ -1825,9 +1829,9 @@ class LSGEncoder(XLMRobertaEncoder):
         return hidden_states, global_states, padding_states
 
 
-def num_new_global_tokens(past_key_values, config):
-    """How many globals run beside the tokens: none where `past_key_values` (`Cache`, *optional*) has them."""
-    return config.num_global_tokens if past_key_values is None or not past_key_values.get_seq_length() else 0
+def num_new_global_tokens(cache, config):
+    """How many globals run beside the tokens: none where `cache` (`Cache`, *optional*) has them."""
+    return config.num_global_tokens if cache is None or not cache.get_seq_length() else 0
 
 
 def padded_length(length, config):
@@ -2111,7 +2115,6 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
         embedding_output,
         encoder_attention_mask=None,
         encoder_hidden_states=None,
-        past_key_values=None,
         **kwargs,
     ):
         if self.config.is_stock:
@@ -2120,22 +2123,21 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
                 embedding_output=embedding_output,
                 encoder_attention_mask=encoder_attention_mask,
                 encoder_hidden_states=encoder_hidden_states,
-                past_key_values=past_key_values,
                 **kwargs,
             )
         if encoder_attention_mask is not None:
             encoder_attention_mask = create_bidirectional_mask(
                 self.config, embedding_output, encoder_attention_mask, encoder_hidden_states
             )
-        return self._create_lsg_mask(attention_mask, embedding_output, past_key_values), encoder_attention_mask
+        return self._create_lsg_mask(attention_mask, embedding_output, kwargs.get(CACHE)), encoder_attention_mask
 
-    def _create_lsg_mask(self, attention_mask, embedding_output, past_key_values):
+    def _create_lsg_mask(self, attention_mask, embedding_output, cache):
         """The mask of globals and padded tokens, `(batch_size, length)`, or `None` if it would hide nothing."""
         batch_size, length, _ = embedding_output.shape
         num_global_tokens = self.config.num_global_tokens
-        length -= num_new_global_tokens(past_key_values, self.config)
+        length -= num_new_global_tokens(cache, self.config)
         padding = 0 if self.config.is_decoder else padded_length(length, self.config) - length
-        length += 0 if past_key_values is None else past_key_values.get_seq_length()
+        length += 0 if cache is None else cache.get_seq_length()
         if attention_mask is None and not padding and not self.config.mask_first_token:
             return None
         if attention_mask is None:

@@ -1,9 +1,16 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
 """What causal LSG attention keeps of the tokens before: of any number of them, the same."""
 
+from inspect import signature
+
 import torch
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
+from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLayer
+
+
+# What transformers calls a model's cache: `past_key_values`, and from 5.24 on `cache`.
+CACHE = "cache" if "cache" in signature(XLMRobertaLayer.forward).parameters else "past_key_values"
 
 
 class LSGCacheLayer(DynamicLayer):

@@ -6,6 +6,7 @@ from torch import nn
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbeddings
 from transformers.utils.import_utils import is_tracing
 
+from .cache import CACHE
 from .configuration_lsg import MAX_GLOBAL_TOKENS
 from .dropout import LSGDropout
 
@@ -19,9 +20,7 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
         self.dropout = LSGDropout(config.hidden_dropout_prob)
         self.global_embeddings = nn.Embedding(MAX_GLOBAL_TOKENS, config.hidden_size)
 
-    def forward(
-        self, input_ids=None, token_type_ids=None, position_ids=None, inputs_embeds=None, past_key_values_length=0
-    ):
+    def forward(self, input_ids=None, token_type_ids=None, position_ids=None, inputs_embeds=None, **kwargs):
         """
         Returns:
             `torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`; without the
@@ -31,29 +30,30 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
             ValueError: the input is empty, longer than the positions, of a length that `adaptive=False` refuses, or
                 holds ids that the tables have no row for.
         """
+        cache_length = kwargs.get(f"{CACHE}_length", 0)
         _check_ids("input_ids", input_ids, self.config.vocab_size)
-        self._check_length(input_ids, position_ids, inputs_embeds, past_key_values_length)
+        self._check_length(input_ids, position_ids, inputs_embeds, cache_length)
         _check_ids("position_ids", position_ids, self.config.max_position_embeddings)
         _check_ids("token_type_ids", token_type_ids, self.config.type_vocab_size)
-        embeddings = super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, past_key_values_length)
-        if self.config.is_stock or past_key_values_length:
+        embeddings = super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, cache_length)
+        if self.config.is_stock or cache_length:
             return embeddings
         index = torch.arange(self.config.num_global_tokens, device=embeddings.device)
         global_embeddings = self.LayerNorm(self.global_embeddings(index)).expand(embeddings.shape[0], -1, -1)
         return torch.cat([self.dropout(global_embeddings), embeddings], dim=1)
 
-    def _check_length(self, input_ids, position_ids, inputs_embeds, past_key_values_length):
+    def _check_length(self, input_ids, position_ids, inputs_embeds, cache_length):
         shape = (inputs_embeds if input_ids is None else input_ids).shape[:2]
         if 0 in shape:
             raise ValueError(f"The input has {shape[0]} texts of {shape[1]} tokens: give one of each at least.")
-        length = past_key_values_length + shape[1]
+        length = cache_length + shape[1]
         maximum = self.config.max_sequence_length
         if length > maximum:
             # Padding takes no position, and positions may be given: only then is the input itself looked at.
             if position_ids is not None:
                 length = int(position_ids.max()) - self.padding_idx
             elif input_ids is not None:
-                length = past_key_values_length + int(input_ids.ne(self.padding_idx).sum(1).max())
+                length = cache_length + int(input_ids.ne(self.padding_idx).sum(1).max())
             if length > maximum:
                 raise ValueError(
                     f"The input has {length} tokens, but the model has positions for {maximum} "

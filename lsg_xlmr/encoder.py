@@ -14,7 +14,7 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import (
 from transformers.utils import logging
 
 from .attention import lsg_attention
-from .cache import LSGCacheLayer
+from .cache import CACHE, LSGCacheLayer
 from .causal_attention import causal_attention
 from .causal_pattern import CausalInputs
 from .dropout import LSGDropout
@@ -33,7 +33,6 @@ class LSGAttention(XLMRobertaSelfAttention):
         self,
         hidden_states,
         attention_mask=None,
-        past_key_values=None,
         output_attentions=False,
         num_padding=0,
         **kwargs,
@@ -41,11 +40,12 @@ class LSGAttention(XLMRobertaSelfAttention):
         """
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`):
-                globals first (not those that `past_key_values` has), the tokens of an encoder padded to whole blocks
+                globals first (not those that the cache has), the tokens of an encoder padded to whole blocks
                 where they are more than two.
             attention_mask (`torch.BoolTensor` of shape `(batch_size, num_global_tokens + sequence_length)`, those in
                 the cache included, *optional*): `True` where a key may be seen; `None` where all may.
-            past_key_values (`Cache`, *optional*): of a decoder; see [`LSGCacheLayer`].
+            past_key_values or, from transformers 5.24 on, cache (`Cache`, *optional*): of a decoder; see
+                [`LSGCacheLayer`].
             output_attentions (`bool`): return the attention weights, by eager attention if need be.
             num_padding (`int`): how many of the last positions fill the last block only.
 
@@ -79,7 +79,7 @@ class LSGAttention(XLMRobertaSelfAttention):
             "projections": self.lsh_projections(hidden_states.device),
         }
         if self.is_decoder:
-            inputs = self._causal_inputs(query, key, value, attention_mask, past_key_values, arguments)
+            inputs = self._causal_inputs(query, key, value, attention_mask, kwargs.get(CACHE), arguments)
             if output_attentions and inputs.past is not None:
                 raise ValueError("With a cache there are no attention weights of all tokens: add use_cache=False.")
             context, weights = causal_attention(inputs, implementation)
@@ -195,7 +195,6 @@ class LSGEncoder(XLMRobertaEncoder):
         hidden_states,
         attention_mask=None,
         encoder_hidden_states=None,
-        past_key_values=None,
         use_cache=None,
         **kwargs,
     ):
@@ -203,19 +202,20 @@ class LSGEncoder(XLMRobertaEncoder):
         Args:
             hidden_states (`torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`).
             attention_mask (`torch.BoolTensor`, *optional*): as [`LSGAttention`] takes it.
-            encoder_hidden_states, past_key_values, use_cache: as in [`~transformers.XLMRobertaModel`].
+            encoder_hidden_states, past_key_values (cache), use_cache: as in [`~transformers.XLMRobertaModel`].
 
         Returns:
             the last hidden state, `(batch_size, sequence_length, hidden_size)`: in an encoder with `pool_with_global`
             the first global token's stands in the place of the first token's.
         """
+        cache = kwargs.get(CACHE)
         is_decoder, block_size = self.config.is_decoder, self.config.block_size
-        num_global_tokens = num_new_global_tokens(past_key_values, self.config)
+        num_global_tokens = num_new_global_tokens(cache, self.config)
         global_states, hidden_states = hidden_states.tensor_split([num_global_tokens], dim=1)
         batch_size, length, hidden_size = hidden_states.shape
         padding = 0 if is_decoder else padded_length(length, self.config) - length
         states = hidden_states, global_states, hidden_states.new_zeros(batch_size, padding, hidden_size)
-        kwargs |= {"encoder_hidden_states": encoder_hidden_states, "past_key_values": past_key_values}
+        kwargs["encoder_hidden_states"] = encoder_hidden_states
         is_dense = self.config._attn_implementation == "eager" or kwargs.get("output_attentions")
         if not (is_dense or length <= 2 * block_size or self.training) and has_own_threads(hidden_states):
             states = run_on_own_threads(self._run_layers, attention_mask, *states, **kwargs)
@@ -225,7 +225,7 @@ class LSGEncoder(XLMRobertaEncoder):
         if self.config.pool_with_global and not is_decoder:
             hidden_states = torch.cat([global_states[:, :1], hidden_states[:, 1:]], dim=1)
         return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=hidden_states, past_key_values=past_key_values if use_cache else None
+            last_hidden_state=hidden_states, **{CACHE: cache if use_cache else None}
         )
 
     def _run_layers(
@@ -238,9 +238,9 @@ class LSGEncoder(XLMRobertaEncoder):
         return hidden_states, global_states, padding_states
 
 
-def num_new_global_tokens(past_key_values, config):
-    """How many globals run beside the tokens: none where `past_key_values` (`Cache`, *optional*) has them."""
-    return config.num_global_tokens if past_key_values is None or not past_key_values.get_seq_length() else 0
+def num_new_global_tokens(cache, config):
+    """How many globals run beside the tokens: none where `cache` (`Cache`, *optional*) has them."""
+    return config.num_global_tokens if cache is None or not cache.get_seq_length() else 0
 
 
 def padded_length(length, config):

@@ -33,6 +33,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.import_utils import is_tracing
 
 from .attention import IMPLEMENTATIONS
+from .cache import CACHE
 from .configuration_lsg import LSGConfig, LSGEncoderDecoderConfig, LSGXLMRobertaConfig, is_lsg_config
 from .embeddings import LSGEmbeddings
 from .encoder import LSGEncoder, num_new_global_tokens, padded_length
@@ -131,7 +132,6 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
         embedding_output,
         encoder_attention_mask=None,
         encoder_hidden_states=None,
-        past_key_values=None,
         **kwargs,
     ):
         if self.config.is_stock:
@@ -140,22 +140,21 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
                 embedding_output=embedding_output,
                 encoder_attention_mask=encoder_attention_mask,
                 encoder_hidden_states=encoder_hidden_states,
-                past_key_values=past_key_values,
                 **kwargs,
             )
         if encoder_attention_mask is not None:
             encoder_attention_mask = create_bidirectional_mask(
                 self.config, embedding_output, encoder_attention_mask, encoder_hidden_states
             )
-        return self._create_lsg_mask(attention_mask, embedding_output, past_key_values), encoder_attention_mask
+        return self._create_lsg_mask(attention_mask, embedding_output, kwargs.get(CACHE)), encoder_attention_mask
 
-    def _create_lsg_mask(self, attention_mask, embedding_output, past_key_values):
+    def _create_lsg_mask(self, attention_mask, embedding_output, cache):
         """The mask of globals and padded tokens, `(batch_size, length)`, or `None` if it would hide nothing."""
         batch_size, length, _ = embedding_output.shape
         num_global_tokens = self.config.num_global_tokens
-        length -= num_new_global_tokens(past_key_values, self.config)
+        length -= num_new_global_tokens(cache, self.config)
         padding = 0 if self.config.is_decoder else padded_length(length, self.config) - length
-        length += 0 if past_key_values is None else past_key_values.get_seq_length()
+        length += 0 if cache is None else cache.get_seq_length()
         if attention_mask is None and not padding and not self.config.mask_first_token:
             return None
         if attention_mask is None:

@@ -1,5 +1,7 @@
 """Decoders: causal LSG attention in the model, its cache, and generation."""
 
+from inspect import signature
+
 import pytest
 import torch
 from test_attention import SPARSITY_TYPES
@@ -8,6 +10,9 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEncod
 
 from lsg_xlmr import LSGXLMRobertaForCausalLM
 
+
+# As transformers calls it from 5.24 on, and before.
+CACHE = "cache" if "cache" in signature(XLMRobertaForCausalLM.forward).parameters else "past_key_values"
 
 GREEDY = {"do_sample": False, "pad_token_id": 1, "output_logits": True, "return_dict_in_generate": True}
 
@@ -85,7 +90,7 @@ def test_any_pieces_through_a_cache(decoder, token_ids, sparsity_type, implement
             "attention_mask": None if mask is None else mask[:, :stop],
             "position_ids": position_ids[:, start:stop],
         }
-        found.append(model(ids[:, start:stop], past_key_values=cache, use_cache=True, **inputs).logits)
+        found.append(model(ids[:, start:stop], **{CACHE: cache}, use_cache=True, **inputs).logits)
         assert cache.get_seq_length() == stop
     rows = torch.ones(2, 61, dtype=torch.bool) if mask is None else mask.bool()
     torch.testing.assert_close(torch.cat(found, 1)[rows], expected[rows], rtol=0, atol=1e-4)
@@ -97,7 +102,7 @@ def test_the_cache_does_not_grow(decoder, token_ids):
     cache, sizes = DynamicCache(), []
     ids = token_ids(1, 120)
     for i in range(120):
-        model(ids[:, i : i + 1], past_key_values=cache, use_cache=True)
+        model(ids[:, i : i + 1], **{CACHE: cache}, use_cache=True)
         layer = cache.layers[0]
         sizes.append(sum(x.shape[2] for x in (layer.keys, layer.sparse[0])))
     assert max(sizes[40:]) == 1 + 2 * 8 - 1 + 16
@@ -150,7 +155,7 @@ def test_generation_goes_on_from_a_cache(decoder, token_ids):
     model = decoder()
     expected = model.generate(token_ids(1, 21), max_new_tokens=40, **GREEDY)
     first = model.generate(expected.sequences[:, :21], max_new_tokens=20, **GREEDY)
-    found = model.generate(first.sequences, past_key_values=first.past_key_values, max_new_tokens=20, **GREEDY)
+    found = model.generate(first.sequences, **{CACHE: first[CACHE]}, max_new_tokens=20, **GREEDY)
     assert torch.equal(found.sequences, expected.sequences)
 
 
@@ -176,17 +181,17 @@ def test_what_is_no_decoder_does_not_generate(decoder, token_ids):
 def test_caches_that_are_of_no_use(decoder, token_ids):
     model, ids = decoder(), token_ids(1, 20)
     with pytest.raises(ValueError, match="in a DynamicCache, not in a StaticCache"):
-        model(ids, past_key_values=StaticCache(config=model.config, max_cache_len=64), use_cache=True)
-    cache = decoder(dense_decoder=True)(ids, use_cache=True).past_key_values
+        model(ids, **{CACHE: StaticCache(config=model.config, max_cache_len=64)}, use_cache=True)
+    cache = decoder(dense_decoder=True)(ids, use_cache=True)[CACHE]
     with pytest.raises(ValueError, match="filled by another attention"):
-        model(ids, past_key_values=cache, attention_mask=torch.ones(1, 40), use_cache=True)
-    cache = model(ids, use_cache=True).past_key_values
+        model(ids, **{CACHE: cache}, attention_mask=torch.ones(1, 40), use_cache=True)
+    cache = model(ids, use_cache=True)[CACHE]
     with pytest.raises(ValueError, match="dense_decoder=True"):
         cache.crop(-3)
     with pytest.raises(ValueError, match=r"shape \(1, 20\).*those in the cache included: \(1, 40\)"):
-        model(ids, past_key_values=cache, attention_mask=torch.ones(1, 20), use_cache=True)
+        model(ids, **{CACHE: cache}, attention_mask=torch.ones(1, 20), use_cache=True)
     with pytest.raises(ValueError, match="use_cache=False"):
-        model(ids, past_key_values=cache, output_attentions=True)
+        model(ids, **{CACHE: cache}, output_attentions=True)
 
 
 def test_a_cache_is_used_again(decoder, token_ids):
@@ -194,12 +199,12 @@ def test_a_cache_is_used_again(decoder, token_ids):
     with torch.no_grad():
         expected = model(ids).logits
         cache = DynamicCache()
-        model(token_ids(2, 33), past_key_values=cache)
+        model(token_ids(2, 33), **{CACHE: cache})
         cache.reset()
-        torch.testing.assert_close(model(ids, past_key_values=cache).logits, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(ids, **{CACHE: cache}).logits, expected, rtol=0, atol=1e-5)
         cache.batch_select_indices(torch.tensor([1]))
         cache.batch_repeat_interleave(2)
-        found = model(ids[1:, :5].expand(2, -1), past_key_values=cache).logits
+        found = model(ids[1:, :5].expand(2, -1), **{CACHE: cache}).logits
         expected = model(torch.cat([ids, ids[:, :5]], 1)).logits[1:, 30:].expand(2, -1, -1)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
@@ -236,6 +241,6 @@ def test_attention_weights_and_hidden_states(decoder, token_ids):
 
 def test_a_longer_text_than_positions(decoder, token_ids):
     model = decoder()
-    cache = model(token_ids(1, 120), use_cache=True).past_key_values
+    cache = model(token_ids(1, 120), use_cache=True)[CACHE]
     with pytest.raises(ValueError, match="has 130 tokens, but the model has positions for 128"):
-        model(token_ids(1, 10), past_key_values=cache)
+        model(token_ids(1, 10), **{CACHE: cache})

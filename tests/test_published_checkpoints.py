@@ -102,7 +102,7 @@ def test_within_two_blocks_only_the_global_token_differs_from_the_stock_model(ti
         expected = stock(input_ids).logits
         assert not torch.allclose(model(input_ids).logits, expected, atol=1e-3)
 
-        def without_globals(attention_mask, embedding_output, past_key_values):
+        def without_globals(attention_mask, embedding_output, cache):
             return torch.arange(length + 1).ge(1).expand(2, -1)
 
         monkeypatch.setattr(model.roberta, "_create_lsg_mask", without_globals)
