@@ -744,6 +744,8 @@ PIECES_A_THREAD = 4
 # Floats of the widest vector register: rows of scores that are not whole vectors make their product a fifth slower.
 VECTOR_SIZE = 16
 
+WAY_OUT = "Load the model with attn_implementation='eager', or call model.set_attn_implementation('eager')."
+
 
 class Block(NamedTuple):
     """
@@ -769,8 +771,16 @@ def blockwise_attention(tensors, blocks, scaling, dropout):
 
     Returns:
         the context `n q h d`.
+
+    Raises:
+        RuntimeError: second derivatives or a transform of `torch.func` are asked for.
     """
-    return _BlockwiseAttention.apply(*tensors, blocks, scaling, dropout)
+    try:
+        return _BlockwiseAttention.apply(*tensors, blocks, scaling, dropout)
+    except RuntimeError as error:
+        if "setup_context" not in str(error):
+            raise
+        raise RuntimeError(f"torch.func cannot transform LSG attention block by block. {WAY_OUT}") from error
 
 
 class _BlockwiseAttention(torch.autograd.Function):
@@ -789,14 +799,30 @@ class _BlockwiseAttention(torch.autograd.Function):
         return context
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_context):
-        *tensors, context = ctx.saved_tensors
-        draws = iter(ctx.draws)
-        grads = attend_backward(
-            grad_context, context, tensors, ctx.blocks, ctx.scaling, ctx.dropout, lambda shape: next(draws)
+        grads = _BlockwiseGradients.apply(
+            grad_context, *ctx.saved_tensors, ctx.blocks, ctx.scaling, ctx.dropout, ctx.draws
         )
         return *grads, None, None, None
+
+
+class _BlockwiseGradients(torch.autograd.Function):
+    """
+    The backward pass of [`_BlockwiseAttention`]. It has none itself and says so where one is asked for: marked as
+    `once_differentiable` it would be left out of second derivatives without a word.
+    """
+
+    @staticmethod
+    def forward(ctx, grad_context, *args):
+        *tensors, context, blocks, scaling, dropout, draws = args
+        draws = iter(draws)
+        return tuple(
+            attend_backward(grad_context, context, tensors, blocks, scaling, dropout, lambda shape: next(draws))
+        )
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError(f"LSG attention block by block has no second derivatives. {WAY_OUT}")
 
 
 def attend(tensors, blocks, scaling, dropout):
@@ -2282,6 +2308,11 @@ class LSGEncoderDecoderModel(EncoderDecoderModel):
     def __init__(self, config=None, encoder=None, decoder=None):
         if config is None and encoder is not None and decoder is not None:
             config = LSGEncoderDecoderConfig.from_encoder_decoder_configs(encoder.config, decoder.config)
+        if config is not None:
+            # From a folder it comes with the folder's own copy of these classes.
+            _take_as(LSGEncoderDecoderConfig, config)
+            _take_as(LSGConfig, config.encoder)
+            _take_as(LSGConfig, config.decoder)
         if config is not None and encoder is None and isinstance(config.encoder, LSGConfig):
             encoder = LSGXLMRobertaModel._from_config(config.encoder, add_pooling_layer=False)
         if config is not None and decoder is None and isinstance(config.decoder, LSGConfig):
@@ -2345,6 +2376,12 @@ class LSGEncoderDecoderModel(EncoderDecoderModel):
         labels = labels.to(logits.device).view(-1)
         loss = fixed_cross_entropy(logits.view(-1, logits.shape[-1]), labels, num_items_in_batch)
         return type(outputs)(loss=loss, **outputs)
+
+
+def _take_as(config_class, config):
+    """Makes `config` one of `config_class` where it is of a copy of that class."""
+    if type(config).__name__ == config_class.__name__:
+        config.__class__ = config_class
 
 
 def _load(name_or_path, lsg, stock, kwargs):

@@ -1,7 +1,7 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
 """
-What the three fine-tuning examples share: documents of thousands of tokens in which one sentence decides, the two
-trainings, and the ways to read such a document that are compared.
+What the fine-tuning examples and the summarizer share: documents of thousands of tokens in which one sentence decides,
+the two trainings, and the ways to read such a document that are compared.
 """
 
 import dataclasses
@@ -63,6 +63,8 @@ class Task:
     features: Callable  # (document, tokenizer, max_length) -> the `dict` a model is trained on
     collator: Callable  # tokenizer -> data collator
     is_right: Callable  # (document, model, tokenizer, **tokenizer arguments) -> whether the document is read right
+    trainer_class: type = Trainer
+    short_tokens: tuple[int, int] = SHORT_TOKENS  # of the documents trained on first
 
 
 def documents(tokenizer: PreTrainedTokenizerBase, count: int, tokens: tuple[int, int], seed: int) -> list[Document]:
@@ -90,10 +92,7 @@ def run(task: Task) -> None:
     Fine-tunes `--model` on short texts, converts it, fine-tunes that on long ones, and tells how each way reads long
     documents. Stopped or killed, the same command goes on from the last checkpoint in `--output_dir`.
     """
-    parser = HfArgumentParser((ExampleArguments, TrainingArguments))
-    parser.set_defaults(per_device_train_batch_size=4, learning_rate=1e-4, save_steps=50, save_total_limit=1)
-    example, arguments = parser.parse_args_into_dataclasses()
-    set_seed(arguments.seed)  # the head is new
+    example, arguments = parse(ExampleArguments, TrainingArguments)
     tokenizer = AutoTokenizer.from_pretrained(example.model)
     source = task.auto_class.from_pretrained(example.model, **task.fields)
     batch = {"max_steps": example.short_steps, "per_device_train_batch_size": 16, "learning_rate": 3e-4}
@@ -109,10 +108,25 @@ def run(task: Task) -> None:
     results["converted"] = read(task, converted, long_tokenizer, tested, "converted", LONG)
     trained = task.auto_class.from_pretrained(long, trust_remote_code=True)
     results["converted, trained"] = read(task, trained, long_tokenizer, tested, "converted, trained", LONG)
-    for name, found in results.items():
-        print(f"{name:20} {sum(found['right']) / len(tested):6.1%} right, {found['seconds']:.1f} s")
+    tell(results)
     if example.plot:
         draw(results, tested, example.plot)
+
+
+def parse(*classes):
+    """The command line as one object of each of `classes`, the last a `TrainingArguments`."""
+    parser = HfArgumentParser(classes)
+    parser.set_defaults(per_device_train_batch_size=4, learning_rate=1e-4, save_steps=50, save_total_limit=1)
+    parsed = parser.parse_args_into_dataclasses()
+    set_seed(parsed[-1].seed)  # what is new in a model is drawn
+    return parsed
+
+
+def tell(results):
+    """Prints what `read` found."""
+    for name, found in results.items():
+        right = found["right"]
+        print(f"{name:20} {sum(right) / len(right):6.1%} right, {found['seconds']:.1f} s")
 
 
 def train(task, model, tokenizer, length, arguments, name):
@@ -121,10 +135,10 @@ def train(task, model, tokenizer, length, arguments, name):
     done = folder / "done"
     if done.exists():
         return done
-    tokens, seed = (SHORT_TOKENS, arguments.seed) if length == SHORT else (LONG_TOKENS, arguments.seed + 1)
+    tokens, seed = (task.short_tokens, arguments.seed) if length == SHORT else (LONG_TOKENS, arguments.seed + 1)
     count = arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps
     texts = documents(tokenizer, count, tokens, seed)
-    trainer = Trainer(
+    trainer = task.trainer_class(
         model,
         dataclasses.replace(arguments, output_dir=str(folder)),
         train_dataset=[task.features(text, tokenizer, length) for text in texts],

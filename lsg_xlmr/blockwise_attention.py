@@ -18,6 +18,8 @@ PIECES_A_THREAD = 4
 # Floats of the widest vector register: rows of scores that are not whole vectors make their product a fifth slower.
 VECTOR_SIZE = 16
 
+WAY_OUT = "Load the model with attn_implementation='eager', or call model.set_attn_implementation('eager')."
+
 
 class Block(NamedTuple):
     """
@@ -43,8 +45,16 @@ def blockwise_attention(tensors, blocks, scaling, dropout):
 
     Returns:
         the context `n q h d`.
+
+    Raises:
+        RuntimeError: second derivatives or a transform of `torch.func` are asked for.
     """
-    return _BlockwiseAttention.apply(*tensors, blocks, scaling, dropout)
+    try:
+        return _BlockwiseAttention.apply(*tensors, blocks, scaling, dropout)
+    except RuntimeError as error:
+        if "setup_context" not in str(error):
+            raise
+        raise RuntimeError(f"torch.func cannot transform LSG attention block by block. {WAY_OUT}") from error
 
 
 class _BlockwiseAttention(torch.autograd.Function):
@@ -63,14 +73,30 @@ class _BlockwiseAttention(torch.autograd.Function):
         return context
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_context):
-        *tensors, context = ctx.saved_tensors
-        draws = iter(ctx.draws)
-        grads = attend_backward(
-            grad_context, context, tensors, ctx.blocks, ctx.scaling, ctx.dropout, lambda shape: next(draws)
+        grads = _BlockwiseGradients.apply(
+            grad_context, *ctx.saved_tensors, ctx.blocks, ctx.scaling, ctx.dropout, ctx.draws
         )
         return *grads, None, None, None
+
+
+class _BlockwiseGradients(torch.autograd.Function):
+    """
+    The backward pass of [`_BlockwiseAttention`]. It has none itself and says so where one is asked for: marked as
+    `once_differentiable` it would be left out of second derivatives without a word.
+    """
+
+    @staticmethod
+    def forward(ctx, grad_context, *args):
+        *tensors, context, blocks, scaling, dropout, draws = args
+        draws = iter(draws)
+        return tuple(
+            attend_backward(grad_context, context, tensors, blocks, scaling, dropout, lambda shape: next(draws))
+        )
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError(f"LSG attention block by block has no second derivatives. {WAY_OUT}")
 
 
 def attend(tensors, blocks, scaling, dropout):

@@ -299,6 +299,11 @@ class LSGEncoderDecoderModel(EncoderDecoderModel):
     def __init__(self, config=None, encoder=None, decoder=None):
         if config is None and encoder is not None and decoder is not None:
             config = LSGEncoderDecoderConfig.from_encoder_decoder_configs(encoder.config, decoder.config)
+        if config is not None:
+            # From a folder it comes with the folder's own copy of these classes.
+            _take_as(LSGEncoderDecoderConfig, config)
+            _take_as(LSGConfig, config.encoder)
+            _take_as(LSGConfig, config.decoder)
         if config is not None and encoder is None and isinstance(config.encoder, LSGConfig):
             encoder = LSGXLMRobertaModel._from_config(config.encoder, add_pooling_layer=False)
         if config is not None and decoder is None and isinstance(config.decoder, LSGConfig):
@@ -362,6 +367,12 @@ class LSGEncoderDecoderModel(EncoderDecoderModel):
         labels = labels.to(logits.device).view(-1)
         loss = fixed_cross_entropy(logits.view(-1, logits.shape[-1]), labels, num_items_in_batch)
         return type(outputs)(loss=loss, **outputs)
+
+
+def _take_as(config_class, config):
+    """Makes `config` one of `config_class` where it is of a copy of that class."""
+    if type(config).__name__ == config_class.__name__:
+        config.__class__ = config_class
 
 
 def _load(name_or_path, lsg, stock, kwargs):
