@@ -49,6 +49,9 @@ def blockwise_attention(tensors, blocks, scaling, dropout):
     Raises:
         RuntimeError: second derivatives or a transform of `torch.func` are asked for.
     """
+    if tensors[0].dtype == torch.float16:  # scores have a wider range than what they are made of
+        tensors = [x.float() for x in tensors]
+        return blockwise_attention(tensors, blocks, scaling, dropout).half()
     try:
         return _BlockwiseAttention.apply(*tensors, blocks, scaling, dropout)
     except RuntimeError as error:
