@@ -775,6 +775,9 @@ def blockwise_attention(tensors, blocks, scaling, dropout):
     Raises:
         RuntimeError: second derivatives or a transform of `torch.func` are asked for.
     """
+    if tensors[0].dtype == torch.float16:  # scores have a wider range than what they are made of
+        tensors = [x.float() for x in tensors]
+        return blockwise_attention(tensors, blocks, scaling, dropout).half()
     try:
         return _BlockwiseAttention.apply(*tensors, blocks, scaling, dropout)
     except RuntimeError as error:
@@ -1555,6 +1558,111 @@ class LSGCacheLayer(DynamicLayer):
             self.first_query = function(self.first_query)
 
 
+# What the inputs of a model must be, said before torch fails within. Values are looked at on the CPU alone.
+
+
+ID_DTYPES = (torch.int64, torch.int32)  # those of torch's embedding
+
+
+def check_ids(name, ids, size, shape=None):
+    """
+    Args:
+        name (`str`): of the argument.
+        ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): numbers of rows of a table.
+        size (`int`): how many rows the table has.
+        shape (`tuple`, *optional*): batch size and length, of which the first may be 1 in `ids`.
+
+    Raises:
+        TypeError: `ids` is no tensor.
+        ValueError: its dtype, shape or values are wrong.
+    """
+    if ids is None:
+        return
+    _check_tensor(name, ids)
+    if ids.ndim != 2 or ids.dtype not in ID_DTYPES:
+        raise ValueError(
+            f"`{name}` must be whole numbers (int64 or int32) of shape (batch_size, sequence_length), got {ids.dtype} "
+            f"of shape {tuple(ids.shape)}. A tokenizer gives them with return_tensors='pt'."
+        )
+    if shape is not None and (ids.shape[1] != shape[1] or ids.shape[0] not in (1, shape[0])):
+        raise ValueError(f"`{name}` has shape {tuple(ids.shape)}, and must have that of the input, {tuple(shape)}.")
+    if not _can_be_looked_at(ids):
+        return
+    lowest, highest = (int(x) for x in ids.aminmax())
+    if lowest < 0 or highest >= size:
+        raise ValueError(
+            f"`{name}` holds {lowest if lowest < 0 else highest}, and must be from 0 to {size - 1}: is it made for "
+            "another checkpoint?"
+        )
+
+
+def check_states(name, states, hidden_size, batch_size=None):
+    """
+    Args:
+        name (`str`): of the argument.
+        states (`torch.Tensor` of shape `(batch_size, length, hidden_size)`, *optional*).
+
+    Raises:
+        TypeError, ValueError: as [`check_ids`].
+    """
+    if states is None:
+        return
+    _check_tensor(name, states)
+    if states.ndim != 3 or states.shape[2] != hidden_size or batch_size not in (None, states.shape[0]):
+        raise ValueError(
+            f"`{name}` must be of shape ({batch_size or 'batch_size'}, length, {hidden_size}), got "
+            f"{tuple(states.shape)}."
+        )
+    if not states.is_floating_point():
+        raise ValueError(f"`{name}` must be of a floating dtype, as the model's weights are, got {states.dtype}.")
+
+
+def check_mask(mask, batch_size, length):
+    """
+    Args:
+        mask (`torch.Tensor` of shape `(batch_size, length)`): 0 where a token is hidden.
+
+    Raises:
+        TypeError, ValueError: as [`check_ids`].
+    """
+    _check_tensor("attention_mask", mask)
+    if mask.shape != (batch_size, length):
+        raise ValueError(
+            f"`attention_mask` has shape {tuple(mask.shape)}, but LSG attention takes one value per token, those in "
+            f"the cache included: {(batch_size, length)}."
+        )
+    if mask.is_floating_point() and _can_be_looked_at(mask) and not (mask >= 0).all():
+        raise ValueError(
+            f"`attention_mask` holds {mask.min().item()}, as masks that are added to scores do: LSG attention takes 1 "
+            "for a token and 0 for padding."
+        )
+
+
+def check_device(name, tensor, weight):
+    """
+    Raises:
+        ValueError: `tensor` is on another device than `weight`.
+    """
+    if tensor is not None and tensor.device != weight.device:
+        raise ValueError(
+            f"`{name}` is on the device {tensor.device}, and the model on {weight.device}: move one to the other by "
+            ".to(device)."
+        )
+
+
+def _check_tensor(name, value):
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(
+            f"`{name}` must be a torch.Tensor, got {type(value).__name__}. A tokenizer gives one with "
+            "return_tensors='pt'."
+        )
+
+
+def _can_be_looked_at(x):
+    """Off the CPU a look would make it wait, and a graph is to hold for other values."""
+    return x.device.type == "cpu" and x.numel() > 0 and not is_tracing(x)
+
+
 # XLM-RoBERTa's embeddings with the global tokens before them.
 
 
@@ -1574,14 +1682,19 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
             globals where a cache has them, and for a stock decoder.
 
         Raises:
+            TypeError: what comes is no tensor.
             ValueError: the input is empty, longer than the positions, of a length that `adaptive=False` refuses, or
                 holds ids that the tables have no row for.
         """
         cache_length = kwargs.get(f"{CACHE}_length", 0)
-        _check_ids("input_ids", input_ids, self.config.vocab_size)
-        self._check_length(input_ids, position_ids, inputs_embeds, cache_length)
-        _check_ids("position_ids", position_ids, self.config.max_position_embeddings)
-        _check_ids("token_type_ids", token_type_ids, self.config.type_vocab_size)
+        check_ids("input_ids", input_ids, self.config.vocab_size)
+        check_states("inputs_embeds", inputs_embeds, self.config.hidden_size)
+        shape = (inputs_embeds if input_ids is None else input_ids).shape[:2]
+        self._check_length(shape, input_ids, position_ids, cache_length)
+        check_ids("position_ids", position_ids, self.config.max_position_embeddings, shape)
+        check_ids("token_type_ids", token_type_ids, self.config.type_vocab_size, shape)
+        if not hasattr(self, "_hf_hook"):  # by which accelerate moves what comes
+            check_device("input_ids", input_ids, self.word_embeddings.weight)
         embeddings = super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, cache_length)
         if self.config.is_stock or cache_length:
             return embeddings
@@ -1589,8 +1702,7 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
         global_embeddings = self.LayerNorm(self.global_embeddings(index)).expand(embeddings.shape[0], -1, -1)
         return torch.cat([self.dropout(global_embeddings), embeddings], dim=1)
 
-    def _check_length(self, input_ids, position_ids, inputs_embeds, cache_length):
-        shape = (inputs_embeds if input_ids is None else input_ids).shape[:2]
+    def _check_length(self, shape, input_ids, position_ids, cache_length):
         if 0 in shape:
             raise ValueError(f"The input has {shape[0]} texts of {shape[1]} tokens: give one of each at least.")
         length = cache_length + shape[1]
@@ -1616,25 +1728,6 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
                 f"multiple of block_size={block_size}: {shorter} or {shorter + block_size} would do, and so would "
                 "adaptive=True, which pads inside the model."
             )
-
-
-def _check_ids(name, ids, size):
-    """Whether `ids` are numbers of rows of a table of `size`; off the CPU a look at them would make it wait."""
-    if ids is None:
-        return
-    if ids.ndim != 2 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise ValueError(
-            f"`{name}` must be whole numbers of shape (batch_size, sequence_length), got {ids.dtype} of shape "
-            f"{tuple(ids.shape)}. A tokenizer gives them with return_tensors='pt'."
-        )
-    if ids.device.type != "cpu" or ids.numel() == 0 or is_tracing(ids):
-        return
-    lowest, highest = (int(x) for x in ids.aminmax())
-    if lowest < 0 or highest >= size:
-        raise ValueError(
-            f"`{name}` holds {lowest if lowest < 0 else highest}, and must be from 0 to {size - 1}: is it made for "
-            "another checkpoint?"
-        )
 
 
 # XLM-RoBERTa's encoder with another self-attention, and the global tokens running beside the tokens.
@@ -1824,7 +1917,11 @@ class LSGEncoder(XLMRobertaEncoder):
         Returns:
             the last hidden state, `(batch_size, sequence_length, hidden_size)`: in an encoder with `pool_with_global`
             the first global token's stands in the place of the first token's.
+
+        Raises:
+            TypeError, ValueError: `encoder_hidden_states` does not fit.
         """
+        self._check_encoder_hidden_states(encoder_hidden_states, len(hidden_states))
         cache = kwargs.get(CACHE)
         is_decoder, block_size = self.config.is_decoder, self.config.block_size
         num_global_tokens = num_new_global_tokens(cache, self.config)
@@ -1843,6 +1940,17 @@ class LSGEncoder(XLMRobertaEncoder):
             hidden_states = torch.cat([global_states[:, :1], hidden_states[:, 1:]], dim=1)
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states, **{CACHE: cache if use_cache else None}
+        )
+
+    def _check_encoder_hidden_states(self, states, batch_size):
+        config = self.config
+        if states is not None and not config.add_cross_attention:
+            raise ValueError("`encoder_hidden_states` need cross-attention: load with add_cross_attention=True.")
+        check_states(
+            "encoder_hidden_states",
+            states,
+            getattr(config, "cross_attention_hidden_size", None) or config.hidden_size,
+            batch_size,
         )
 
     def _run_layers(
@@ -1953,6 +2061,115 @@ class LazyLogits(torch.Tensor):
         return not start and (end is None or end >= self.shape[-1]) and step == 1
 
 
+# What labels must be: asked when a loss has failed, so that it costs nothing and stands in no other loss's way.
+
+
+LABELS = ("labels", "start_positions", "end_positions")
+
+
+def explains_labels(wrong):
+    """
+    A decorator of a head's `forward`: an error within, or no loss where there are labels, becomes a `ValueError` that
+    says what is wrong with the labels, where something is.
+
+    Args:
+        wrong (`Callable`): from the model, the shape of the input `(batch_size, ...)` and the labels by name to what
+            is wrong with them (`str`), or `None`.
+    """
+
+    def decorator(forward):
+        @wraps(forward)
+        def wrapper(self, *args, **kwargs):
+            try:
+                outputs = forward(self, *args, **kwargs)
+            except Exception as error:
+                _explain(wrong, self, args, kwargs, error)
+                raise
+            if getattr(outputs, "loss", outputs) is None:
+                _explain(wrong, self, args, kwargs, None)
+            return outputs
+
+        return wrapper
+
+    return decorator
+
+
+def _explain(wrong, model, args, kwargs, error):
+    labels = {name: kwargs[name] for name in LABELS if kwargs.get(name) is not None}
+    inputs = kwargs.get("input_ids", args[0] if args else None), kwargs.get("inputs_embeds")
+    shapes = [x.shape[: x.ndim - dims] for x, dims in zip(inputs, (0, 1)) if isinstance(x, torch.Tensor)]
+    if is_tracing() or not labels or not shapes:
+        return
+    message = _no_tensors(labels) or wrong(model, tuple(shapes[0]), **labels)
+    if message is not None:
+        raise ValueError(message) from error
+
+
+def wrong_token_labels(model, shape, labels):
+    """One class a token."""
+    config = model.config
+    has_words = model.get_output_embeddings() is not None
+    return _wrong_classes("labels", labels, shape, config.vocab_size if has_words else config.num_labels)
+
+
+def wrong_text_labels(model, shape, labels):
+    """Of sequence classification, by `config.problem_type`."""
+    number, batch_size = model.config.num_labels, shape[0]
+    kind = model.config.problem_type
+    if kind not in (None, "regression", "single_label_classification", "multi_label_classification"):
+        return (
+            f"`config.problem_type` is {kind!r}, and must be regression, single_label_classification or "
+            "multi_label_classification."
+        )
+    if kind == "regression" or (kind is None and number == 1):
+        allowed = [(batch_size,), (batch_size, 1)] if number == 1 else [(batch_size, number)]
+        return _wrong_shape("labels", labels, allowed)
+    if kind == "single_label_classification" or (kind is None and labels.dtype in (torch.int64, torch.int32)):
+        return _wrong_classes("labels", labels, (batch_size,), number)
+    if not labels.is_floating_point():
+        return f"`labels` of several classes a text must be floats, 1 for each class it has, got {labels.dtype}."
+    return _wrong_shape("labels", labels, [(batch_size, number)])
+
+
+def wrong_choices(model, shape, labels):
+    """Which of the choices is right."""
+    if len(shape) != 3:
+        return f"The input must be of shape (batch_size, num_choices, sequence_length), got {shape}."
+    return _wrong_classes("labels", labels, (shape[0],), shape[1])
+
+
+def wrong_answers(model, shape, start_positions=None, end_positions=None):
+    """Where an answer begins and ends; outside of the text is nowhere."""
+    if start_positions is None or end_positions is None:
+        return "`start_positions` and `end_positions` must be given both."
+    return _wrong_classes("start_positions", start_positions, (shape[0],), None) or _wrong_classes(
+        "end_positions", end_positions, (shape[0],), None
+    )
+
+
+def _no_tensors(labels):
+    for name, value in labels.items():
+        if not isinstance(value, torch.Tensor):
+            return f"`{name}` must be a torch.Tensor, got {type(value).__name__}."
+
+
+def _wrong_classes(name, labels, shape, number):
+    """Of labels that are numbers from 0 to `number`, or -100 for none."""
+    if labels.dtype != torch.int64:
+        return f"`{name}` must be int64, got {labels.dtype}."
+    wrong = _wrong_shape(name, labels, [shape, (*shape, 1)])
+    if wrong or number is None:
+        return wrong
+    outside = labels[((labels < 0) & (labels != -100)) | (labels >= number)]
+    if outside.numel():
+        return f"`{name}` holds {outside[0].item()}, and must be from 0 to {number - 1}, or -100 where there is none."
+
+
+def _wrong_shape(name, labels, shapes):
+    if tuple(labels.shape) not in shapes:
+        return f"`{name}` must be of shape {shapes[0]}, got {tuple(labels.shape)}."
+
+
 # Losses of a batch that comes in parts, by gradient accumulation or on several processes.
 #
 # `Trainer` then gives every part `num_items_in_batch`, the number of labels of the whole batch, and expects the part's
@@ -1960,22 +2177,22 @@ class LazyLogits(torch.Tensor):
 # mean over the part all the same, and the sum of the parts is as many times too high as there are parts.
 
 
-LABELS = ("labels", "start_positions", "end_positions")
-
-
-def of_whole_batch(forward, share):
+def of_whole_batch(forward, share, wrong_labels):
     """
-    A head's `forward` that heeds `num_items_in_batch`. Without it, nothing changes.
+    A head's `forward` that heeds `num_items_in_batch`, and says what is wrong with labels. Otherwise nothing changes.
 
     Args:
         forward (`Callable`): of a stock head.
         share (`Callable`): from the model, its outputs without a loss, the number and the labels to the loss.
+        wrong_labels (`Callable`): see [`explains_labels`].
     """
 
+    @explains_labels(wrong_labels)
     @wraps(forward)
     @can_return_tuple
     def wrapper(self, *args, num_items_in_batch=None, **kwargs):
-        labels = {name: kwargs.pop(name) for name in LABELS if kwargs.get(name) is not None}
+        # The stock heads cannot take a part of a larger tensor.
+        labels = {name: kwargs.pop(name).contiguous() for name in LABELS if kwargs.get(name) is not None}
         if num_items_in_batch is None or not labels:
             return forward(self, *args, return_dict=True, **labels, **kwargs)
         outputs = forward(self, *args, return_dict=True, **kwargs)
@@ -2168,13 +2385,9 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
             return None
         if attention_mask is None:
             mask = torch.ones(batch_size, length, dtype=torch.bool, device=embedding_output.device)
-        elif attention_mask.shape == (batch_size, length):
-            mask = attention_mask.to(embedding_output.device) != 0
         else:
-            raise ValueError(
-                f"`attention_mask` has shape {tuple(attention_mask.shape)}, but LSG attention takes one value per "
-                f"token, those in the cache included: {(batch_size, length)}."
-            )
+            check_mask(attention_mask, batch_size, length)
+            mask = attention_mask.to(embedding_output.device) != 0
         if self.config.mask_first_token:
             mask = torch.cat([torch.zeros_like(mask[:, :1]), mask[:, 1:]], dim=1)
         # Traced, the graph is to hold for all lengths and masks.
@@ -2215,6 +2428,7 @@ class LSGXLMRobertaForMaskedLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobert
     `logits` are [`LazyLogits`].
     """
 
+    @explains_labels(wrong_token_labels)
     @wraps(XLMRobertaForMaskedLM.forward)
     @can_return_tuple
     def forward(self, *args, labels=None, num_items_in_batch=None, **kwargs):
@@ -2235,7 +2449,7 @@ class LSGXLMRobertaForMaskedLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobert
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
-    _dense_forward = of_whole_batch(XLMRobertaForMaskedLM.forward, cross_entropy)
+    _dense_forward = of_whole_batch(XLMRobertaForMaskedLM.forward, cross_entropy, wrong_token_labels)
 
 
 class LSGXLMRobertaForCausalLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForCausalLM):
@@ -2243,6 +2457,8 @@ class LSGXLMRobertaForCausalLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobert
     [`~transformers.XLMRobertaForCausalLM`] with causal LSG attention where `config.is_decoder=True`; without it
     attention sees both sides.
     """
+
+    forward = explains_labels(wrong_token_labels)(XLMRobertaForCausalLM.forward)
 
     def generate(self, *args, **kwargs):
         """
@@ -2275,25 +2491,27 @@ class LSGXLMRobertaForSequenceClassification(
 ):
     """[`~transformers.XLMRobertaForSequenceClassification`] with LSG attention."""
 
-    forward = of_whole_batch(XLMRobertaForSequenceClassification.forward, sequence_classification_loss)
+    forward = of_whole_batch(
+        XLMRobertaForSequenceClassification.forward, sequence_classification_loss, wrong_text_labels
+    )
 
 
 class LSGXLMRobertaForTokenClassification(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForTokenClassification):
     """[`~transformers.XLMRobertaForTokenClassification`] with LSG attention."""
 
-    forward = of_whole_batch(XLMRobertaForTokenClassification.forward, cross_entropy)
+    forward = of_whole_batch(XLMRobertaForTokenClassification.forward, cross_entropy, wrong_token_labels)
 
 
 class LSGXLMRobertaForQuestionAnswering(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForQuestionAnswering):
     """[`~transformers.XLMRobertaForQuestionAnswering`] with LSG attention."""
 
-    forward = of_whole_batch(XLMRobertaForQuestionAnswering.forward, question_answering_loss)
+    forward = of_whole_batch(XLMRobertaForQuestionAnswering.forward, question_answering_loss, wrong_answers)
 
 
 class LSGXLMRobertaForMultipleChoice(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForMultipleChoice):
     """[`~transformers.XLMRobertaForMultipleChoice`] with LSG attention."""
 
-    forward = of_whole_batch(XLMRobertaForMultipleChoice.forward, cross_entropy)
+    forward = of_whole_batch(XLMRobertaForMultipleChoice.forward, cross_entropy, wrong_choices)
 
 
 class LSGEncoderDecoderModel(EncoderDecoderModel):

@@ -4,9 +4,9 @@
 import torch
 from torch import nn
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbeddings
-from transformers.utils.import_utils import is_tracing
 
 from .cache import CACHE
+from .checks import check_device, check_ids, check_states
 from .configuration_lsg import MAX_GLOBAL_TOKENS
 from .dropout import LSGDropout
 
@@ -27,14 +27,19 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
             globals where a cache has them, and for a stock decoder.
 
         Raises:
+            TypeError: what comes is no tensor.
             ValueError: the input is empty, longer than the positions, of a length that `adaptive=False` refuses, or
                 holds ids that the tables have no row for.
         """
         cache_length = kwargs.get(f"{CACHE}_length", 0)
-        _check_ids("input_ids", input_ids, self.config.vocab_size)
-        self._check_length(input_ids, position_ids, inputs_embeds, cache_length)
-        _check_ids("position_ids", position_ids, self.config.max_position_embeddings)
-        _check_ids("token_type_ids", token_type_ids, self.config.type_vocab_size)
+        check_ids("input_ids", input_ids, self.config.vocab_size)
+        check_states("inputs_embeds", inputs_embeds, self.config.hidden_size)
+        shape = (inputs_embeds if input_ids is None else input_ids).shape[:2]
+        self._check_length(shape, input_ids, position_ids, cache_length)
+        check_ids("position_ids", position_ids, self.config.max_position_embeddings, shape)
+        check_ids("token_type_ids", token_type_ids, self.config.type_vocab_size, shape)
+        if not hasattr(self, "_hf_hook"):  # by which accelerate moves what comes
+            check_device("input_ids", input_ids, self.word_embeddings.weight)
         embeddings = super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, cache_length)
         if self.config.is_stock or cache_length:
             return embeddings
@@ -42,8 +47,7 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
         global_embeddings = self.LayerNorm(self.global_embeddings(index)).expand(embeddings.shape[0], -1, -1)
         return torch.cat([self.dropout(global_embeddings), embeddings], dim=1)
 
-    def _check_length(self, input_ids, position_ids, inputs_embeds, cache_length):
-        shape = (inputs_embeds if input_ids is None else input_ids).shape[:2]
+    def _check_length(self, shape, input_ids, position_ids, cache_length):
         if 0 in shape:
             raise ValueError(f"The input has {shape[0]} texts of {shape[1]} tokens: give one of each at least.")
         length = cache_length + shape[1]
@@ -69,22 +73,3 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
                 f"multiple of block_size={block_size}: {shorter} or {shorter + block_size} would do, and so would "
                 "adaptive=True, which pads inside the model."
             )
-
-
-def _check_ids(name, ids, size):
-    """Whether `ids` are numbers of rows of a table of `size`; off the CPU a look at them would make it wait."""
-    if ids is None:
-        return
-    if ids.ndim != 2 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise ValueError(
-            f"`{name}` must be whole numbers of shape (batch_size, sequence_length), got {ids.dtype} of shape "
-            f"{tuple(ids.shape)}. A tokenizer gives them with return_tensors='pt'."
-        )
-    if ids.device.type != "cpu" or ids.numel() == 0 or is_tracing(ids):
-        return
-    lowest, highest = (int(x) for x in ids.aminmax())
-    if lowest < 0 or highest >= size:
-        raise ValueError(
-            f"`{name}` holds {lowest if lowest < 0 else highest}, and must be from 0 to {size - 1}: is it made for "
-            "another checkpoint?"
-        )

@@ -17,6 +17,7 @@ from .attention import lsg_attention
 from .cache import CACHE, LSGCacheLayer
 from .causal_attention import causal_attention
 from .causal_pattern import CausalInputs
+from .checks import check_states
 from .dropout import LSGDropout
 from .parallel import has_own_threads, in_pieces, run_on_own_threads
 from .pattern import AttentionInputs
@@ -207,7 +208,11 @@ class LSGEncoder(XLMRobertaEncoder):
         Returns:
             the last hidden state, `(batch_size, sequence_length, hidden_size)`: in an encoder with `pool_with_global`
             the first global token's stands in the place of the first token's.
+
+        Raises:
+            TypeError, ValueError: `encoder_hidden_states` does not fit.
         """
+        self._check_encoder_hidden_states(encoder_hidden_states, len(hidden_states))
         cache = kwargs.get(CACHE)
         is_decoder, block_size = self.config.is_decoder, self.config.block_size
         num_global_tokens = num_new_global_tokens(cache, self.config)
@@ -226,6 +231,17 @@ class LSGEncoder(XLMRobertaEncoder):
             hidden_states = torch.cat([global_states[:, :1], hidden_states[:, 1:]], dim=1)
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states, **{CACHE: cache if use_cache else None}
+        )
+
+    def _check_encoder_hidden_states(self, states, batch_size):
+        config = self.config
+        if states is not None and not config.add_cross_attention:
+            raise ValueError("`encoder_hidden_states` need cross-attention: load with add_cross_attention=True.")
+        check_states(
+            "encoder_hidden_states",
+            states,
+            getattr(config, "cross_attention_hidden_size", None) or config.hidden_size,
+            batch_size,
         )
 
     def _run_layers(

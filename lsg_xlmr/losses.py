@@ -12,23 +12,25 @@ from functools import wraps
 from transformers.loss.loss_utils import fixed_cross_entropy
 from transformers.utils import can_return_tuple
 
+from .labels import LABELS, explains_labels
 
-LABELS = ("labels", "start_positions", "end_positions")
 
-
-def of_whole_batch(forward, share):
+def of_whole_batch(forward, share, wrong_labels):
     """
-    A head's `forward` that heeds `num_items_in_batch`. Without it, nothing changes.
+    A head's `forward` that heeds `num_items_in_batch`, and says what is wrong with labels. Otherwise nothing changes.
 
     Args:
         forward (`Callable`): of a stock head.
         share (`Callable`): from the model, its outputs without a loss, the number and the labels to the loss.
+        wrong_labels (`Callable`): see [`explains_labels`].
     """
 
+    @explains_labels(wrong_labels)
     @wraps(forward)
     @can_return_tuple
     def wrapper(self, *args, num_items_in_batch=None, **kwargs):
-        labels = {name: kwargs.pop(name) for name in LABELS if kwargs.get(name) is not None}
+        # The stock heads cannot take a part of a larger tensor.
+        labels = {name: kwargs.pop(name).contiguous() for name in LABELS if kwargs.get(name) is not None}
         if num_items_in_batch is None or not labels:
             return forward(self, *args, return_dict=True, **labels, **kwargs)
         outputs = forward(self, *args, return_dict=True, **kwargs)

@@ -34,9 +34,11 @@ from transformers.utils.import_utils import is_tracing
 
 from .attention import IMPLEMENTATIONS
 from .cache import CACHE
+from .checks import check_mask
 from .configuration_lsg import LSGConfig, LSGEncoderDecoderConfig, LSGXLMRobertaConfig, is_lsg_config
 from .embeddings import LSGEmbeddings
 from .encoder import LSGEncoder, num_new_global_tokens, padded_length
+from .labels import explains_labels, wrong_answers, wrong_choices, wrong_text_labels, wrong_token_labels
 from .lazy_logits import LazyLogits
 from .losses import cross_entropy, of_whole_batch, question_answering_loss, sequence_classification_loss
 from .trained_rows import TrainedRows
@@ -159,13 +161,9 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
             return None
         if attention_mask is None:
             mask = torch.ones(batch_size, length, dtype=torch.bool, device=embedding_output.device)
-        elif attention_mask.shape == (batch_size, length):
-            mask = attention_mask.to(embedding_output.device) != 0
         else:
-            raise ValueError(
-                f"`attention_mask` has shape {tuple(attention_mask.shape)}, but LSG attention takes one value per "
-                f"token, those in the cache included: {(batch_size, length)}."
-            )
+            check_mask(attention_mask, batch_size, length)
+            mask = attention_mask.to(embedding_output.device) != 0
         if self.config.mask_first_token:
             mask = torch.cat([torch.zeros_like(mask[:, :1]), mask[:, 1:]], dim=1)
         # Traced, the graph is to hold for all lengths and masks.
@@ -206,6 +204,7 @@ class LSGXLMRobertaForMaskedLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobert
     `logits` are [`LazyLogits`].
     """
 
+    @explains_labels(wrong_token_labels)
     @wraps(XLMRobertaForMaskedLM.forward)
     @can_return_tuple
     def forward(self, *args, labels=None, num_items_in_batch=None, **kwargs):
@@ -226,7 +225,7 @@ class LSGXLMRobertaForMaskedLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobert
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
-    _dense_forward = of_whole_batch(XLMRobertaForMaskedLM.forward, cross_entropy)
+    _dense_forward = of_whole_batch(XLMRobertaForMaskedLM.forward, cross_entropy, wrong_token_labels)
 
 
 class LSGXLMRobertaForCausalLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForCausalLM):
@@ -234,6 +233,8 @@ class LSGXLMRobertaForCausalLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobert
     [`~transformers.XLMRobertaForCausalLM`] with causal LSG attention where `config.is_decoder=True`; without it
     attention sees both sides.
     """
+
+    forward = explains_labels(wrong_token_labels)(XLMRobertaForCausalLM.forward)
 
     def generate(self, *args, **kwargs):
         """
@@ -266,25 +267,27 @@ class LSGXLMRobertaForSequenceClassification(
 ):
     """[`~transformers.XLMRobertaForSequenceClassification`] with LSG attention."""
 
-    forward = of_whole_batch(XLMRobertaForSequenceClassification.forward, sequence_classification_loss)
+    forward = of_whole_batch(
+        XLMRobertaForSequenceClassification.forward, sequence_classification_loss, wrong_text_labels
+    )
 
 
 class LSGXLMRobertaForTokenClassification(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForTokenClassification):
     """[`~transformers.XLMRobertaForTokenClassification`] with LSG attention."""
 
-    forward = of_whole_batch(XLMRobertaForTokenClassification.forward, cross_entropy)
+    forward = of_whole_batch(XLMRobertaForTokenClassification.forward, cross_entropy, wrong_token_labels)
 
 
 class LSGXLMRobertaForQuestionAnswering(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForQuestionAnswering):
     """[`~transformers.XLMRobertaForQuestionAnswering`] with LSG attention."""
 
-    forward = of_whole_batch(XLMRobertaForQuestionAnswering.forward, question_answering_loss)
+    forward = of_whole_batch(XLMRobertaForQuestionAnswering.forward, question_answering_loss, wrong_answers)
 
 
 class LSGXLMRobertaForMultipleChoice(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForMultipleChoice):
     """[`~transformers.XLMRobertaForMultipleChoice`] with LSG attention."""
 
-    forward = of_whole_batch(XLMRobertaForMultipleChoice.forward, cross_entropy)
+    forward = of_whole_batch(XLMRobertaForMultipleChoice.forward, cross_entropy, wrong_choices)
 
 
 class LSGEncoderDecoderModel(EncoderDecoderModel):

@@ -5,7 +5,15 @@ import torch
 import transformers
 from packaging import version
 
-from lsg_xlmr import LSGXLMRobertaForMaskedLM, LSGXLMRobertaModel
+from lsg_xlmr import (
+    LSGXLMRobertaForCausalLM,
+    LSGXLMRobertaForMaskedLM,
+    LSGXLMRobertaForMultipleChoice,
+    LSGXLMRobertaForQuestionAnswering,
+    LSGXLMRobertaForSequenceClassification,
+    LSGXLMRobertaForTokenClassification,
+    LSGXLMRobertaModel,
+)
 
 
 IDS = torch.randint(5, 99, (2, 24))
@@ -37,11 +45,124 @@ def model(tiny_config):
         ({"input_ids": IDS.repeat(1, 6)}, "has 144 tokens, but the model has positions for 128"),
         ({"input_ids": IDS, "inputs_embeds": torch.zeros(2, 24, 32)}, "input_ids.*inputs_embeds"),
         ({}, "input_ids.*inputs_embeds"),
+        ({"input_ids": IDS.to(torch.int8)}, "`input_ids` must be whole numbers .int64 or int32.* got torch.int8"),
+        ({"input_ids": IDS.to(torch.uint8)}, "`input_ids` must be .* got torch.uint8"),
+        ({"input_ids": IDS.to(torch.int16)}, "`input_ids` must be .* got torch.int16"),
+        ({"input_ids": IDS.to(torch.complex64)}, "`input_ids` must be .* got torch.complex64"),
+        ({"input_ids": IDS, "position_ids": IDS[:, :20]}, r"`position_ids` has shape \(2, 20\), .* \(2, 24\)"),
+        ({"input_ids": IDS, "position_ids": IDS.repeat(2, 1)}, r"`position_ids` has shape \(4, 24\)"),
+        ({"input_ids": IDS, "position_ids": IDS[0]}, r"`position_ids` must be .* of shape \(24,\)"),
+        ({"input_ids": IDS, "token_type_ids": IDS[:, :20] * 0}, r"`token_type_ids` has shape \(2, 20\)"),
+        ({"input_ids": IDS, "attention_mask": torch.ones(24)}, r"`attention_mask` has shape \(24,\)"),
+        ({"input_ids": IDS, "attention_mask": torch.ones(1, 24)}, r"`attention_mask` has shape \(1, 24\)"),
+        ({"input_ids": IDS, "attention_mask": torch.full((2, 24), -1e4)}, "`attention_mask` holds -10000.0"),
+        ({"input_ids": IDS, "attention_mask": torch.full((2, 24), torch.nan)}, "`attention_mask` holds nan"),
+        ({"inputs_embeds": torch.zeros(2, 24)}, r"`inputs_embeds` must be of shape .*32\), got \(2, 24\)"),
+        ({"inputs_embeds": torch.zeros(2, 24, 31)}, r"`inputs_embeds` must be of shape .*32\), got \(2, 24, 31\)"),
+        ({"inputs_embeds": torch.zeros(2, 24, 32).long()}, "`inputs_embeds` must be of a floating dtype"),
+        ({"inputs_embeds": torch.zeros(2, 0, 32)}, "2 texts of 0 tokens"),
+        ({"inputs_embeds": torch.zeros(2, 144, 32)}, "has 144 tokens, but the model has positions for 128"),
+        ({"input_ids": IDS.to("meta")}, "`input_ids` is on the device meta, and the model on cpu"),
     ],
 )
 def test_inputs(model, inputs, words):
     with pytest.raises(ValueError, match=words):
         model(**inputs)
+
+
+@pytest.mark.parametrize("name", ["input_ids", "position_ids", "token_type_ids", "attention_mask", "inputs_embeds"])
+@pytest.mark.parametrize("value", [[[5, 6, 7]], 7, "text"], ids=["list", "int", "str"])
+def test_no_tensors(model, name, value):
+    inputs = {name: value} if name in ("input_ids", "inputs_embeds") else {"input_ids": IDS, name: value}
+    with pytest.raises(TypeError, match=f"`{name}` must be a torch.Tensor, got {type(value).__name__}"):
+        model(**inputs)
+
+
+HEADS = {
+    "masked": LSGXLMRobertaForMaskedLM,
+    "causal": LSGXLMRobertaForCausalLM,
+    "text": LSGXLMRobertaForSequenceClassification,
+    "token": LSGXLMRobertaForTokenClassification,
+    "answer": LSGXLMRobertaForQuestionAnswering,
+    "choice": LSGXLMRobertaForMultipleChoice,
+}
+ONE = torch.tensor([1, 1])
+SPARSE, SEVERAL = {"sparse_prediction": True}, {"problem_type": "multi_label_classification"}
+
+
+@pytest.mark.parametrize(
+    "head, fields, labels, words",
+    [
+        ("masked", {}, {"labels": IDS[:, :20]}, r"`labels` must be of shape \(2, 24\), got \(2, 20\)"),
+        ("masked", {}, {"labels": IDS[0]}, r"`labels` must be of shape \(2, 24\), got \(24,\)"),
+        ("masked", {}, {"labels": IDS + 90}, r"`labels` holds 1\d\d, and must be from 0 to 98, or -100"),
+        ("masked", {}, {"labels": IDS - 99}, "`labels` holds -.*from 0 to 98"),
+        ("masked", {}, {"labels": IDS.float()}, "`labels` must be int64, got torch.float32"),
+        ("masked", {}, {"labels": IDS.tolist()}, "`labels` must be a torch.Tensor, got list"),
+        ("masked", SPARSE, {"labels": IDS[:, :20]}, r"`labels` must be of shape \(2, 24\)"),
+        ("masked", SPARSE, {"labels": IDS + 90}, "`labels` holds 1.*from 0 to 98"),
+        ("causal", {}, {"labels": IDS[:, :20]}, r"`labels` must be of shape \(2, 24\)"),
+        ("causal", {}, {"labels": IDS + 90}, "`labels` holds 1.*from 0 to 98"),
+        ("causal", {}, {"labels": IDS.float()}, "`labels` must be int64"),
+        ("text", {}, {"labels": ONE + 1}, "`labels` holds 2, and must be from 0 to 1"),
+        ("text", {}, {"labels": -ONE}, "`labels` holds -1, and must be from 0 to 1"),
+        ("text", {}, {"labels": ONE[:1]}, r"`labels` must be of shape \(2,\), got \(1,\)"),
+        ("text", {}, {"labels": IDS}, r"`labels` must be of shape \(2,\), got \(2, 24\)"),
+        ("text", {}, {"labels": torch.zeros(2, 3)}, r"`labels` must be of shape \(2, 2\), got \(2, 3\)"),
+        ("text", SEVERAL, {"labels": torch.zeros(2, 2).long()}, "must be floats, .* got torch.int64"),
+        ("text", SEVERAL, {"labels": torch.zeros(2, 3)}, r"`labels` must be of shape \(2, 2\)"),
+        ("text", {"num_labels": 1}, {"labels": torch.zeros(2, 3)}, r"`labels` must be of shape \(2,\)"),
+        ("text", {"problem_type": "regresion"}, {"labels": ONE}, "problem_type` is 'regresion', and must be regress"),
+        ("token", {}, {"labels": IDS}, "`labels` holds .*from 0 to 1"),
+        ("token", {}, {"labels": IDS[:, :20] % 2}, r"`labels` must be of shape \(2, 24\)"),
+        ("token", {}, {"labels": (IDS % 2).bool()}, "`labels` must be int64, got torch.bool"),
+        ("answer", {}, {"start_positions": ONE}, "`start_positions` and `end_positions` must be given both"),
+        ("answer", {}, {"end_positions": ONE}, "`start_positions` and `end_positions` must be given both"),
+        ("answer", {}, {"start_positions": ONE, "end_positions": ONE.float()}, "`end_positions` must be int64"),
+        ("answer", {}, {"start_positions": ONE[:1], "end_positions": ONE}, r"`start_positions` must be of shape \(2,"),
+        ("choice", {}, {"labels": ONE + 2}, "`labels` holds 3, and must be from 0 to 2"),
+        ("choice", {}, {"labels": ONE[:1]}, r"`labels` must be of shape \(2,\), got \(1,\)"),
+    ],
+)
+def test_labels(tiny_config, head, fields, labels, words):
+    model = HEADS[head](tiny_config(is_decoder=head == "causal", **fields))
+    with pytest.raises(ValueError, match=words):
+        model(IDS[:, None].expand(2, 3, 24) if head == "choice" else IDS, **labels)
+
+
+def test_one_text_where_choices_are_asked_for(tiny_config):
+    model = HEADS["choice"](tiny_config())
+    with pytest.raises(
+        ValueError, match=r"must be of shape \(batch_size, num_choices, sequence_length\), got \(2, 24"
+    ):
+        model(IDS, labels=ONE)
+
+
+def test_labels_that_are_a_part_of_a_larger_tensor(tiny_config):
+    model = HEADS["masked"](tiny_config()).eval()
+    larger = torch.randint(5, 99, (2, 40))
+    found, expected = (model(IDS, labels=labels).loss for labels in (larger[:, :24], larger[:, :24].clone()))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "fields, states, words",
+    [
+        ({}, torch.zeros(2, 3, 32), "need cross-attention: load with add_cross_attention=True"),
+        ({"add_cross_attention": True}, torch.zeros(2, 3, 31), r"must be of shape \(2, length, 32\), got \(2, 3, 31"),
+        ({"add_cross_attention": True}, torch.zeros(3, 3, 32), r"must be of shape \(2, length, 32\), got \(3, 3, 32"),
+        ({"add_cross_attention": True}, torch.zeros(2, 32), r"must be of shape \(2, length, 32\), got \(2, 32"),
+    ],
+)
+def test_states_of_an_encoder(tiny_config, fields, states, words):
+    model = HEADS["causal"](tiny_config(is_decoder=True, **fields))
+    with pytest.raises(ValueError, match=f"`encoder_hidden_states` {words}"):
+        model(IDS, encoder_hidden_states=states)
+
+
+def test_a_model_without_weights(model):
+    with pytest.raises(ValueError, match="`input_ids` is on the device cpu, and the model on meta"):
+        model.to("meta")(IDS)
 
 
 def test_one_dimension(model):

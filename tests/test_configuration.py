@@ -28,6 +28,13 @@ BAD_VALUES = [
     ("lsh_num_pre_rounds", -1),
     ("lsh_seed", -1),
     ("lsh_seed", 1.5),
+    *(
+        (name, value)
+        for name in LSGConfig.lsg_fields()
+        for value in (None, "many", 2.5, [1], {}, -(2**70), float("nan"))
+        if (name, value) != ("sparsity_type", None)  # another name of "none"
+        and (name, value) != ("sparse_pred_ignore_index", -(2**70))  # any int will do
+    ),
 ]
 
 
