@@ -36,14 +36,29 @@ class TravelsWithItsCode:
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def write_code(self, save_directory):
-        """Copy the two files this class and the models are defined in to `save_directory`."""
+        """
+        Copy the two files this class and the models are defined in to `save_directory`.
+
+        Raises:
+            OSError: one of them is neither beside this one, nor there already, nor where `self` was loaded.
+        """
         for name in CODE_FILES:
-            source = Path(__file__).with_name(name)
+            source, target = Path(__file__).with_name(name), Path(save_directory) / name
             if not source.is_file():  # a config alone was loaded: only its own file was fetched
-                source = Path(cached_file(self.name_or_path, name))
-            target = Path(save_directory) / name
+                if target.is_file():
+                    continue
+                source = self._fetch(name)
             if source.resolve() != target.resolve():
                 shutil.copyfile(source, target)
+
+    def _fetch(self, name):
+        try:
+            return Path(cached_file(self.name_or_path, name))
+        except OSError as error:
+            raise OSError(
+                f"{name} belongs beside config.json, and is no longer in {self.name_or_path!r}, where this "
+                "configuration was loaded: put it back there, or load the model and save that."
+            ) from error
 
 
 class LSGConfig(TravelsWithItsCode, XLMRobertaConfig):

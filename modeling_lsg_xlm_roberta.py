@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache, wraps
 from inspect import signature
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -2268,7 +2269,19 @@ def _split(module, state_dict, prefix, *args):
 # decoder: dense causal attention, no global tokens.
 
 
-class LSGXLMRobertaPreTrainedModel(XLMRobertaPreTrainedModel):
+class _SavedWithItsCode:
+    def save_pretrained(self, save_directory, is_main_process=True, **kwargs):
+        """
+        [`~transformers.PreTrainedModel.save_pretrained`], with the code that is running: the folder the model was
+        loaded from may be gone.
+        """
+        if is_main_process and not Path(save_directory).is_file():
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            LSGConfig.write_code(self.config, save_directory)
+        super().save_pretrained(save_directory, is_main_process, **kwargs)
+
+
+class LSGXLMRobertaPreTrainedModel(_SavedWithItsCode, XLMRobertaPreTrainedModel):
     """What all LSG models share: see [`~transformers.PreTrainedModel`]."""
 
     config_class = LSGConfig
@@ -2514,7 +2527,7 @@ class LSGXLMRobertaForMultipleChoice(_LSGHead, LSGXLMRobertaPreTrainedModel, XLM
     forward = of_whole_batch(XLMRobertaForMultipleChoice.forward, cross_entropy, wrong_choices)
 
 
-class LSGEncoderDecoderModel(EncoderDecoderModel):
+class LSGEncoderDecoderModel(_SavedWithItsCode, EncoderDecoderModel):
     """
     [`~transformers.EncoderDecoderModel`] of which either part may have LSG attention, and whose loss heeds
     `num_items_in_batch`.

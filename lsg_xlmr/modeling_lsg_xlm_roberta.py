@@ -9,6 +9,7 @@ decoder: dense causal attention, no global tokens.
 
 import re
 from functools import wraps
+from pathlib import Path
 
 import torch
 from torch.nn.functional import pad
@@ -44,7 +45,19 @@ from .losses import cross_entropy, of_whole_batch, question_answering_loss, sequ
 from .trained_rows import TrainedRows
 
 
-class LSGXLMRobertaPreTrainedModel(XLMRobertaPreTrainedModel):
+class _SavedWithItsCode:
+    def save_pretrained(self, save_directory, is_main_process=True, **kwargs):
+        """
+        [`~transformers.PreTrainedModel.save_pretrained`], with the code that is running: the folder the model was
+        loaded from may be gone.
+        """
+        if is_main_process and not Path(save_directory).is_file():
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            LSGConfig.write_code(self.config, save_directory)
+        super().save_pretrained(save_directory, is_main_process, **kwargs)
+
+
+class LSGXLMRobertaPreTrainedModel(_SavedWithItsCode, XLMRobertaPreTrainedModel):
     """What all LSG models share: see [`~transformers.PreTrainedModel`]."""
 
     config_class = LSGConfig
@@ -290,7 +303,7 @@ class LSGXLMRobertaForMultipleChoice(_LSGHead, LSGXLMRobertaPreTrainedModel, XLM
     forward = of_whole_batch(XLMRobertaForMultipleChoice.forward, cross_entropy, wrong_choices)
 
 
-class LSGEncoderDecoderModel(EncoderDecoderModel):
+class LSGEncoderDecoderModel(_SavedWithItsCode, EncoderDecoderModel):
     """
     [`~transformers.EncoderDecoderModel`] of which either part may have LSG attention, and whose loss heeds
     `num_items_in_batch`.

@@ -121,6 +121,18 @@ def test_the_repository_folder_builds_the_default_model():
     assert model.embeddings.global_embeddings.weight.shape == (512, 768)
 
 
+def test_a_model_whose_folder_is_gone_is_saved(tiny_config, tmp_path):
+    LSGXLMRobertaModel(tiny_config()).save_pretrained(tmp_path / "start")
+    model = AutoModel.from_pretrained(tmp_path / "start", trust_remote_code=True)
+    config = AutoConfig.from_pretrained(tmp_path / "start", trust_remote_code=True)
+    shutil.rmtree(tmp_path / "start")
+    model.save_pretrained(tmp_path / "saved")
+    again = AutoModel.from_pretrained(tmp_path / "saved", trust_remote_code=True)
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+    with pytest.raises(OSError, match="modeling_lsg_xlm_roberta.py belongs beside config.json, .* load the model and"):
+        config.save_pretrained(tmp_path / "config")
+
+
 def test_saving_over_its_own_folder(tiny_config, tmp_path):
     LSGXLMRobertaModel(tiny_config()).save_pretrained(tmp_path)
     for _ in range(2):
