@@ -34,7 +34,7 @@ def parse_arguments(argv):
     add = parser.add_argument
     flag = {"nargs": "?", "const": True, "default": False, "type": string_to_bool, "metavar": "BOOL"}
     add("--initial_model", help="folder or hub name of the checkpoint to convert")
-    add("--model_name", required=True, help="folder to write")
+    add("--model_name", help="folder to write")
     add(
         "--max_sequence_length",
         type=int,
@@ -58,6 +58,11 @@ def parse_arguments(argv):
     add("--run_test", **flag, help="load the result, run every head, compare a filled mask with the source's")
     add("--seed", type=int, default=123, help="seed of what is drawn: random global tokens, new heads")
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="type of the weights; the source's if not given")
+    add(
+        "--verify",
+        metavar="FOLDER",
+        help="convert nothing: tell whether the code in a checkpoint's folder is that of this release, and run none",
+    )
     add("--overwrite", **flag, help="replace the folder to write if it is not empty")
     add("--debug", **flag, help="show the traceback of an error")
     add("--token", help="access token of the Hugging Face hub")
@@ -72,13 +77,23 @@ def parse_arguments(argv):
     if len(argv) == 1 and argv[0].endswith(".json"):
         argv = _json_arguments(parser, argv[0])
     options = parser.parse_args(argv)
-    if options.initial_model is None:
+    if options.verify is not None:
+        _stands_alone(parser, options, "verify", ("debug",), "it checks a folder that is there")
+    elif options.model_name is None:
+        parser.error("the following arguments are required: --model_name")
+    elif options.initial_model is None:
         if options.onnx is None:
             parser.error("the following arguments are required: --initial_model")
-        for name in vars(options).keys() - {"model_name", "onnx", "overwrite", "run_test", "debug"}:
-            if getattr(options, name) != parser.get_default(name):
-                parser.error(f"--{name} takes --initial_model: {options.model_name} is exported as it is")
+        others = ("model_name", "overwrite", "run_test", "debug")
+        _stands_alone(parser, options, "onnx", others, f"{options.model_name} is exported as it is")
     return options
+
+
+def _stands_alone(parser, options, name, others, reason):
+    """Ends the process if anything but `others` is given beside the option `name`."""
+    for other in vars(options).keys() - {name, *others}:
+        if getattr(options, other) != parser.get_default(other):
+            parser.error(f"--{other} does not go with --{name} without --initial_model: {reason}")
 
 
 def _json_arguments(parser, path):

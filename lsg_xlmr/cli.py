@@ -22,6 +22,7 @@ from .folder import folder_size, save_checkpoint, side_files, unchanged
 from .model_card import loading_snippet, model_card, with_onnx_section
 from .new_folder import new_folder
 from .onnx_export import FILE, INT8_FILE, export_onnx, require_onnx, write_onnx
+from .verify import verify
 
 
 def main(argv=None):
@@ -30,12 +31,14 @@ def main(argv=None):
         argv (`list[str]`, *optional*): the arguments; by default those of the process.
 
     Returns:
-        `int`: 0; 1 if `--run_test` found something; 2 if there is no conversion, for a reason told on stderr; 130 or
-        143 if it was stopped by Ctrl-C or SIGTERM.
+        `int`: 0; 1 if `--run_test` or `--verify` found something; 2 if nothing was done, for a reason told on stderr;
+        130 or 143 if it was stopped by Ctrl-C or SIGTERM.
     """
     options = parse_arguments(sys.argv[1:] if argv is None else argv)
     try:
         with _quiet(), _stoppable(), logging_redirect_tqdm([logging.getLogger(__package__)]):
+            if options.verify is not None:
+                return 0 if _report(verify(options.verify)) else 1
             return _convert(options) if options.initial_model else _export(options)
     except Exception as error:
         if options.debug:
