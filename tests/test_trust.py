@@ -21,7 +21,7 @@ IMPORTS = {
             "inspect",
             "itertools",
         ),
-        *("math", "os", "pathlib", "re", "threading", "types", "typing"),
+        *("functools", "inspect", "itertools", "math", "os", "pathlib", "re", "threading", "types", "typing"),
         *("torch", "transformers", "configuration_lsg"),
     },
 }
