@@ -2278,7 +2278,7 @@ class _SavedWithItsCode:
         if is_main_process and not Path(save_directory).is_file():
             Path(save_directory).mkdir(parents=True, exist_ok=True)
             LSGConfig.write_code(self.config, save_directory)
-        super().save_pretrained(save_directory, is_main_process, **kwargs)
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
 
 class LSGXLMRobertaPreTrainedModel(_SavedWithItsCode, XLMRobertaPreTrainedModel):

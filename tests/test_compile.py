@@ -11,8 +11,6 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from lsg_xlmr.conversion import ARCHITECTURES
 
 
-pytestmark = pytest.mark.compile
-
 ROOT = Path(__file__).parent.parent
 HEADS = {name: model_class for name, (_, model_class) in ARCHITECTURES.items()}
 
@@ -59,6 +57,7 @@ def gradients(model, function, inputs):
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("name", HEADS)
 def test_every_head_trains_in_one_graph(tiny_config, name):
     model = HEADS[name](tiny_config(num_hidden_layers=1)).train()
@@ -71,6 +70,7 @@ def test_every_head_trains_in_one_graph(tiny_config, name):
         torch.testing.assert_close(found[parameter], gradient, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("sparsity_type", ["none", "norm", "pooling", "bos_pooling", "lsh", "stride", "block_stride"])
 def test_every_sparsity_type_answers_as_without(tiny_config, sparsity_type):
     model = HEADS["LSGXLMRobertaModel"](tiny_config(sparsity_type=sparsity_type)).eval()
@@ -82,6 +82,7 @@ def test_every_sparsity_type_answers_as_without(tiny_config, sparsity_type):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.compile
 def test_one_graph_holds_for_all_lengths_past_two_blocks(tiny_config):
     model = HEADS["LSGXLMRobertaModel"](tiny_config(num_hidden_layers=1)).eval()
     function, counter = compiled(model, "eager", dynamic=True)
@@ -118,6 +119,7 @@ def test_dropout_drops_the_same_in_the_backward_pass(tiny_config):
     assert (values[0] - values[1]) / (2 * step) == pytest.approx(float((gradient * direction).sum()), rel=1e-4)
 
 
+@pytest.mark.compile
 def test_the_compiled_graph_has_one_operator_a_layer(tiny_config):
     graphs = []
     model = HEADS["LSGXLMRobertaModel"](tiny_config()).eval()
@@ -128,6 +130,7 @@ def test_the_compiled_graph_has_one_operator_a_layer(tiny_config):
     assert len(graphs) == 1 and len(operators) == 2
 
 
+@pytest.mark.compile
 def test_an_exported_graph_has_standard_operators_only(tiny_config):
     model = HEADS["LSGXLMRobertaModel"](tiny_config()).eval()
     for strict in (False, True):
@@ -136,6 +139,7 @@ def test_an_exported_graph_has_standard_operators_only(tiny_config):
         assert all(target.startswith(("aten.", "<built-in")) for target in targets), targets
 
 
+@pytest.mark.compile
 def test_every_copy_of_the_code_has_its_own_operators(tiny_config, tmp_path):
     models = []
     for package in ("first-copy", "second.copy", "second.copy"):
@@ -154,6 +158,7 @@ def test_every_copy_of_the_code_has_its_own_operators(tiny_config, tmp_path):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("training", [False, True])
 def test_inductor_answers_as_without(tiny_config, training):
     model = HEADS["LSGXLMRobertaForSequenceClassification"](tiny_config(num_hidden_layers=1)).train(training)

@@ -52,6 +52,20 @@ def test_fine_tuning(tmp_path, name):
     assert (tmp_path / "out" / "long" / "done" / "modeling_lsg_xlm_roberta.py").is_file()
 
 
+def test_summarizer(tmp_path):
+    options = ("--short_steps", "6", "--long_steps", "4", "--tested", "2", "--per_device_train_batch_size", "1")
+    output = run("summarize.py", tmp_path, *options, *FLAGS, "--logging_steps", "1", "--output_dir", "out")
+    assert re.findall(r"^(trained on \w+ texts) +[\d.]+% right, [\d.]+ s$", output, re.MULTILINE) == [
+        "trained on short texts",
+        "trained on long texts",
+    ]
+    losses = [float(loss) for loss in re.findall(r"'loss': '?([\d.]+)", output)]
+    assert len(losses) == 10 and losses[5] < losses[0] / 2
+    config = json.loads((tmp_path / "out" / "long" / "done" / "config.json").read_text())
+    assert config["encoder"]["block_size"] == config["decoder"]["block_size"] == 128
+    assert config["auto_map"]["AutoModelForSeq2SeqLM"].endswith("LSGEncoderDecoderModel")
+
+
 def test_killed_and_run_again_gives_the_weights_of_a_run_straight_through(tmp_path):
     options = ("finetune_classification.py", tmp_path, *SMALL, *FLAGS, "--output_dir")
     run(*options, "straight")

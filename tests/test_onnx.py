@@ -16,7 +16,6 @@ from lsg_xlmr import LSGConverter, cli, export_onnx, onnx_export
 from lsg_xlmr.conversion import ARCHITECTURES
 
 
-pytestmark = pytest.mark.onnx
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -97,11 +96,13 @@ def assert_same_answers(folder):
             torch.testing.assert_close(answer, there, atol=1e-4, rtol=0)
 
 
+@pytest.mark.onnx
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_head_answers_as_the_model(checkpoint, architecture):
     assert_same_answers(checkpoint(architecture))
 
 
+@pytest.mark.onnx
 @pytest.mark.parametrize(
     "fields",
     [
@@ -170,6 +171,7 @@ def test_layers_share_the_mask_and_standard_operators_are_all_there_is(masked_lm
     assert {node.domain for node in graph.node} == {""}
 
 
+@pytest.mark.onnx
 def test_the_answers_decide_whether_a_file_is_written(copy, monkeypatch):
     monkeypatch.setattr(onnx_export, "MAX_DIFFERENCE", -1.0)
     before = sorted(copy.rglob("*"))
@@ -178,6 +180,7 @@ def test_the_answers_decide_whether_a_file_is_written(copy, monkeypatch):
     assert sorted(copy.rglob("*")) == before
 
 
+@pytest.mark.onnx
 def test_files_are_replaced_only_when_told(copy):
     export_onnx(copy)
     with pytest.raises(ValueError, match="not empty"):
@@ -187,6 +190,7 @@ def test_files_are_replaced_only_when_told(copy):
     assert card.count("## ONNX") == 1 and "model_qint8.onnx" in card
 
 
+@pytest.mark.onnx
 def test_large_weights_go_to_a_file_of_their_own(copy, monkeypatch):
     monkeypatch.setattr(onnx_export, "MAX_BYTES", 0)
     export_onnx(copy, int8=True, opset_version=18)
@@ -243,6 +247,7 @@ def test_the_command_converts_and_exports(tmp_path, monkeypatch, capsys):
     assert [answer.name for answer in answers] == ["logits"]
 
 
+@pytest.mark.onnx
 def test_the_command_exports_what_is_there(copy, capsys):
     weights = (copy / "model.safetensors").read_bytes()
     assert cli.main(["--model_name", str(copy), "--onnx"]) == 0
@@ -257,7 +262,10 @@ def test_the_command_exports_what_is_there(copy, capsys):
     [
         (["--model_name", "out"], "required: --initial_model"),
         (["--model_name", "out", "--onnx", "int4"], "neither float32 nor int8"),
-        (["--model_name", "out", "--onnx", "--max_sequence_length", "100"], "--max_sequence_length takes"),
+        (
+            ["--model_name", "out", "--onnx", "--max_sequence_length", "9"],
+            "--max_sequence_length does not go with --onnx",
+        ),
     ],
 )
 def test_wrong_command_lines(argv, message, capsys):
@@ -289,6 +297,7 @@ np.savez(out, embeddings=embeddings, scores=scores)
 """
 
 
+@pytest.mark.onnx
 @pytest.mark.skipif(
     "SENTENCE_TRANSFORMERS_PYTHON" not in os.environ,
     reason="SENTENCE_TRANSFORMERS_PYTHON names no Python that has sentence-transformers[onnx]",

@@ -2,7 +2,7 @@
 # The default tests on the oldest and the newest of what the metadata promises, each in a new environment:
 #
 #     tests/versions.sh                          # all rows below
-#     tests/versions.sh "3.13 2.15.0 5.23.0"     # Python, torch, transformers
+#     tests/versions.sh "3.13 2.15.0 5.24.0"     # Python, torch, transformers
 #
 # Takes a Python from the PATH or from pyenv and leaves a row out where there is none. torch comes from the registry
 # that pip knows: on Linux with its CUDA libraries, 5 GB an environment. docs/compatibility.md has the last results.
@@ -14,8 +14,8 @@ if [ ${#rows[@]} = 0 ]; then
     rows=(
         "3.10 2.6.0 5.0.0"   # the oldest of all three
         "3.10 2.6.0 5.20.2"  # the last transformers for Python 3.10
-        "3.11 2.6.0 5.23.0"
-        "3.13 2.15.0 5.23.0" # the newest
+        "3.11 2.6.0 5.24.0"
+        "3.13 2.15.0 5.24.0" # the newest
     )
 fi
 
