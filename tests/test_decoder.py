@@ -1,15 +1,28 @@
 """Decoders: causal LSG attention in the model, its cache, and generation."""
 
 from inspect import signature
+from pathlib import Path
 
 import pytest
 import torch
 from test_attention import SPARSITY_TYPES
-from transformers import DynamicCache, StaticCache, XLMRobertaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    DynamicCache,
+    StaticCache,
+    Trainer,
+    TrainingArguments,
+    XLMRobertaForCausalLM,
+)
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEncoder
 
 from lsg_xlmr import LSGXLMRobertaForCausalLM
+from lsg_xlmr.cli import main
 
+
+TINY = Path(__file__).parents[1] / "models" / "tiny-xlm-roberta"
 
 # As transformers calls it from 5.24 on, and before.
 CACHE = "cache" if "cache" in signature(XLMRobertaForCausalLM.forward).parameters else "past_key_values"
@@ -244,3 +257,39 @@ def test_a_longer_text_than_positions(decoder, token_ids):
     cache = model(token_ids(1, 120), use_cache=True)[CACHE]
     with pytest.raises(ValueError, match="has 130 tokens, but the model has positions for 128"):
         model(token_ids(1, 10), **{CACHE: cache})
+
+
+def test_converted_trained_by_trainer_at_4096_tokens_and_generating(tmp_path):
+    fields = "{'is_decoder': True, 'num_hidden_layers': 1}"
+    options = ["--architecture", "LSGXLMRobertaForCausalLM", "--model_kwargs", fields, "--run_test"]
+    assert main(["--initial_model", str(TINY), "--model_name", str(tmp_path / "decoder"), *options]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "decoder")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "decoder", trust_remote_code=True)
+    assert model.config.is_decoder and model.config.max_sequence_length == 4096
+    text = "Paris is the capital of France. The Seine flows through France. " * 300
+    data = [{"input_ids": tokenizer(text, truncation=True, max_length=4096)["input_ids"]}] * 8
+    assert len(data[0]["input_ids"]) == 4096
+    arguments = TrainingArguments(
+        str(tmp_path / "run"),
+        max_steps=8,
+        learning_rate=3e-3,
+        per_device_train_batch_size=1,
+        gradient_checkpointing=True,
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
+    )
+    trainer = Trainer(
+        model,
+        arguments,
+        train_dataset=data,
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0] / 2
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint-8", trust_remote_code=True).eval()
+    ids = torch.tensor([data[0]["input_ids"][:4000]])
+    found = again.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
+    assert found.shape == (1, 4020) and len(found[0, 4000:].unique()) > 1
