@@ -32,7 +32,7 @@ def Attention(  # an ONNX operator's name
     step: int,
     num_global_tokens: int,
     scaling: float,
-) -> FLOAT:
+) -> FLOAT:  # pragma: no cover (onnxscript reads this, Python never runs it)
     """
     LSG attention of one layer: up to two blocks full attention, past them block by block.
 

@@ -1,12 +1,17 @@
 """LSGConfig: defaults, what it accepts, what it refuses and how."""
 
 import json
+import shutil
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import pytest
 from transformers import XLMRobertaConfig
 
 from lsg_xlmr import LSGConfig, LSGXLMRobertaConfig
 
+
+ROOT = Path(__file__).parents[1]
 
 BAD_VALUES = [
     ("adaptive", 1),
@@ -112,3 +117,32 @@ def test_saved_and_loaded(tmp_path):
     loaded = LSGConfig.from_pretrained(tmp_path)
     different = {k: v for k, v in loaded.to_dict().items() if config.to_dict().get(k) != v}
     assert set(different) <= {"_name_or_path", "auto_map"}
+
+
+@pytest.fixture
+def module(tmp_path):
+    """The configuration as the one file of a checkpoint that a process has fetched, and the checkpoint's folder."""
+    fetched, folder = tmp_path / "fetched", tmp_path / "checkpoint"
+    fetched.mkdir(), folder.mkdir()
+    for name in ("configuration_lsg.py", "modeling_lsg_xlm_roberta.py"):
+        shutil.copy(ROOT / name, folder)
+    spec = spec_from_file_location("fetched_configuration", ROOT / "lsg_xlmr" / "configuration_lsg.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.__file__ = str(fetched / "configuration_lsg.py")
+    shutil.copy(ROOT / "configuration_lsg.py", fetched)
+    return module, folder
+
+
+def test_the_code_travels_from_where_the_configuration_was_loaded(module, tmp_path):
+    module, folder = module
+    config = module.LSGConfig(name_or_path=str(folder))
+    config.save_pretrained(tmp_path / "saved")
+    config.save_pretrained(folder)  # over itself
+    for name in module.CODE_FILES:
+        expected = (ROOT / name).read_bytes()
+        assert (tmp_path / "saved" / name).read_bytes() == (folder / name).read_bytes() == expected
+    shutil.rmtree(folder)
+    config.save_pretrained(tmp_path / "saved")  # where all is there already
+    with pytest.raises(OSError, match="modeling_lsg_xlm_roberta.py belongs beside config.json, and is no longer in"):
+        config.save_pretrained(tmp_path / "new")
