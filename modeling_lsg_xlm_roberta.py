@@ -1661,7 +1661,7 @@ def _check_tensor(name, value):
 
 def _can_be_looked_at(x):
     """Off the CPU a look would make it wait, and a graph is to hold for other values."""
-    return x.device.type == "cpu" and x.numel() > 0 and not is_tracing(x)
+    return x.device.type == "cpu" and not is_tracing(x) and x.numel() > 0
 
 
 # XLM-RoBERTa's embeddings with the global tokens before them.
@@ -1688,8 +1688,6 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
                 holds ids that the tables have no row for.
         """
         cache_length = kwargs.get(f"{CACHE}_length", 0)
-        check_ids("input_ids", input_ids, self.config.vocab_size)
-        check_states("inputs_embeds", inputs_embeds, self.config.hidden_size)
         shape = (inputs_embeds if input_ids is None else input_ids).shape[:2]
         self._check_length(shape, input_ids, position_ids, cache_length)
         check_ids("position_ids", position_ids, self.config.max_position_embeddings, shape)
@@ -2364,6 +2362,21 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
         self.encoder = XLMRobertaEncoder(config) if config.is_stock else LSGEncoder(config)
         self.pooler = XLMRobertaPooler(config) if add_pooling_layer else None
         self.post_init()
+
+    @wraps(XLMRobertaModel.forward)
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        **kwargs,
+    ):
+        # Here, because the stock forward of transformers 5.0 takes the input apart before the embeddings see it.
+        check_ids("input_ids", input_ids, self.config.vocab_size)
+        check_states("inputs_embeds", inputs_embeds, self.config.hidden_size)
+        return super().forward(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
 
     def _create_attention_masks(
         self,

@@ -104,4 +104,4 @@ def _check_tensor(name, value):
 
 def _can_be_looked_at(x):
     """Off the CPU a look would make it wait, and a graph is to hold for other values."""
-    return x.device.type == "cpu" and x.numel() > 0 and not is_tracing(x)
+    return x.device.type == "cpu" and not is_tracing(x) and x.numel() > 0

@@ -6,7 +6,7 @@ from torch import nn
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbeddings
 
 from .cache import CACHE
-from .checks import check_device, check_ids, check_states
+from .checks import check_device, check_ids
 from .configuration_lsg import MAX_GLOBAL_TOKENS
 from .dropout import LSGDropout
 
@@ -32,8 +32,6 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
                 holds ids that the tables have no row for.
         """
         cache_length = kwargs.get(f"{CACHE}_length", 0)
-        check_ids("input_ids", input_ids, self.config.vocab_size)
-        check_states("inputs_embeds", inputs_embeds, self.config.hidden_size)
         shape = (inputs_embeds if input_ids is None else input_ids).shape[:2]
         self._check_length(shape, input_ids, position_ids, cache_length)
         check_ids("position_ids", position_ids, self.config.max_position_embeddings, shape)

@@ -35,7 +35,7 @@ from transformers.utils.import_utils import is_tracing
 
 from .attention import IMPLEMENTATIONS
 from .cache import CACHE
-from .checks import check_mask
+from .checks import check_ids, check_mask, check_states
 from .configuration_lsg import LSGConfig, LSGEncoderDecoderConfig, LSGXLMRobertaConfig, is_lsg_config
 from .embeddings import LSGEmbeddings
 from .encoder import LSGEncoder, num_new_global_tokens, padded_length
@@ -140,6 +140,21 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
         self.encoder = XLMRobertaEncoder(config) if config.is_stock else LSGEncoder(config)
         self.pooler = XLMRobertaPooler(config) if add_pooling_layer else None
         self.post_init()
+
+    @wraps(XLMRobertaModel.forward)
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        **kwargs,
+    ):
+        # Here, because the stock forward of transformers 5.0 takes the input apart before the embeddings see it.
+        check_ids("input_ids", input_ids, self.config.vocab_size)
+        check_states("inputs_embeds", inputs_embeds, self.config.hidden_size)
+        return super().forward(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
 
     def _create_attention_masks(
         self,

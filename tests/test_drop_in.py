@@ -122,10 +122,12 @@ def test_the_repository_folder_builds_the_default_model():
 
 
 def test_a_model_whose_folder_is_gone_is_saved(tiny_config, tmp_path):
-    LSGXLMRobertaModel(tiny_config()).save_pretrained(tmp_path / "start")
+    for name in ("start", "config-alone"):
+        LSGXLMRobertaModel(tiny_config()).save_pretrained(tmp_path / name)
     model = AutoModel.from_pretrained(tmp_path / "start", trust_remote_code=True)
-    config = AutoConfig.from_pretrained(tmp_path / "start", trust_remote_code=True)
+    config = AutoConfig.from_pretrained(tmp_path / "config-alone", trust_remote_code=True)
     shutil.rmtree(tmp_path / "start")
+    shutil.rmtree(tmp_path / "config-alone")
     model.save_pretrained(tmp_path / "saved")
     again = AutoModel.from_pretrained(tmp_path / "saved", trust_remote_code=True)
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)

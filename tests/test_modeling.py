@@ -442,6 +442,7 @@ def test_double_precision(tiny_config, token_ids, length):
     torch.testing.assert_close(model.double()(ids).last_hidden_state.float(), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # that a trace is of one length
 @LENGTHS
 def test_exported_and_traced(tiny_config, length):
     """What is recorded with one mask must hold for another."""
