@@ -133,9 +133,7 @@ def test_labels(tiny_config, head, fields, labels, words):
 
 def test_a_kind_of_problem_that_there_is_not(tiny_config):
     """transformers 5.0 says so when the configuration is made."""
-    with pytest.raises(
-        ValueError, match="problem_type` (is .regresion., and must be|was not .* received regresion)"
-    ):
+    with pytest.raises(ValueError, match="problem_type` (is .regresion., and must be|was not .* received regresion)"):
         HEADS["text"](tiny_config(problem_type="regresion"))(IDS, labels=ONE)
 
 
