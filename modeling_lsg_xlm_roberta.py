@@ -2267,7 +2267,9 @@ def _split(module, state_dict, prefix, *args):
 # decoder: dense causal attention, no global tokens.
 
 
-class _SavedWithItsCode:
+class SavedWithItsCode:
+    """A model that puts its code beside itself."""
+
     def save_pretrained(self, save_directory, is_main_process=True, **kwargs):
         """
         [`~transformers.PreTrainedModel.save_pretrained`], with the code that is running: the folder the model was
@@ -2279,7 +2281,7 @@ class _SavedWithItsCode:
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
 
-class LSGXLMRobertaPreTrainedModel(_SavedWithItsCode, XLMRobertaPreTrainedModel):
+class LSGXLMRobertaPreTrainedModel(SavedWithItsCode, XLMRobertaPreTrainedModel):
     """What all LSG models share: see [`~transformers.PreTrainedModel`]."""
 
     config_class = LSGConfig
@@ -2540,7 +2542,24 @@ class LSGXLMRobertaForMultipleChoice(_LSGHead, LSGXLMRobertaPreTrainedModel, XLM
     forward = of_whole_batch(XLMRobertaForMultipleChoice.forward, cross_entropy, wrong_choices)
 
 
-class LSGEncoderDecoderModel(_SavedWithItsCode, EncoderDecoderModel):
+__all__ = [
+    "LSGConfig",
+    "LSGXLMRobertaConfig",
+    "LSGXLMRobertaForCausalLM",
+    "LSGXLMRobertaForMaskedLM",
+    "LSGXLMRobertaForMultipleChoice",
+    "LSGXLMRobertaForQuestionAnswering",
+    "LSGXLMRobertaForSequenceClassification",
+    "LSGXLMRobertaForTokenClassification",
+    "LSGXLMRobertaModel",
+    "LSGXLMRobertaPreTrainedModel",
+]
+
+
+# An encoder and a decoder of which either may have LSG attention, as one model.
+
+
+class LSGEncoderDecoderModel(SavedWithItsCode, EncoderDecoderModel):
     """
     [`~transformers.EncoderDecoderModel`] of which either part may have LSG attention, and whose loss heeds
     `num_items_in_batch`.
@@ -2633,19 +2652,3 @@ def _load(name_or_path, lsg, stock, kwargs):
     token = {"token": kwargs["token"]} if "token" in kwargs else {}
     model_class, defaults = lsg if is_lsg_config(PretrainedConfig.get_config_dict(name_or_path, **token)[0]) else stock
     return model_class.from_pretrained(name_or_path, **defaults | kwargs)
-
-
-__all__ = [
-    "LSGConfig",
-    "LSGEncoderDecoderConfig",
-    "LSGEncoderDecoderModel",
-    "LSGXLMRobertaConfig",
-    "LSGXLMRobertaForCausalLM",
-    "LSGXLMRobertaForMaskedLM",
-    "LSGXLMRobertaForMultipleChoice",
-    "LSGXLMRobertaForQuestionAnswering",
-    "LSGXLMRobertaForSequenceClassification",
-    "LSGXLMRobertaForTokenClassification",
-    "LSGXLMRobertaModel",
-    "LSGXLMRobertaPreTrainedModel",
-]

@@ -5,8 +5,8 @@ from .configuration_lsg import LSGConfig, LSGEncoderDecoderConfig, LSGXLMRoberta
 from .conversion import LSGConverter
 from .drop_in import write_drop_in_files
 from .encoder import LSGAttention
+from .encoder_decoder import LSGEncoderDecoderModel
 from .modeling_lsg_xlm_roberta import (
-    LSGEncoderDecoderModel,
     LSGXLMRobertaForCausalLM,
     LSGXLMRobertaForMaskedLM,
     LSGXLMRobertaForMultipleChoice,

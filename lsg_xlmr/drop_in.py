@@ -38,6 +38,7 @@ SOURCES = {
         "losses.py",
         "trained_rows.py",
         "modeling_lsg_xlm_roberta.py",
+        "encoder_decoder.py",
     ),
 }
 LINE_LENGTH = 119
