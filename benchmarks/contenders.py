@@ -8,6 +8,7 @@ different environments.
 """
 
 HEAD_DIM = 64
+ROOM_TO_DECODE = 256  # tokens that all repeats add to the context
 # What a work needs of a model, by the end of the class's name; the bare encoder for all others.
 HEADS = {
     "fill mask": "ForMaskedLM",
@@ -41,6 +42,16 @@ def floor(case):
     from lsg_xlmr import encoder
 
     encoder.lsg_attention = lambda inputs, _: ((inputs.query + inputs.key + inputs.value).transpose(1, 2), None)
+    return lsg(case)
+
+
+def unchecked(case):
+    """[`lsg`] that does not look at what it is given."""
+    from lsg_xlmr import embeddings, modeling_lsg_xlm_roberta as modeling
+
+    for module, names in ((embeddings, ("check_ids", "check_device")), (modeling, ("check_ids", "check_states"))):
+        for name in names:
+            setattr(module, name, lambda *_: None)
     return lsg(case)
 
 
@@ -79,7 +90,9 @@ def modernbert(case):
     return ModernBertModel(ModernBertConfig(**shape, **special_tokens))
 
 
-MODELS = {model.__name__: model for model in (stock, lsg, floor, published, longformer, bigbird, modernbert)}
+MODELS = {
+    model.__name__: model for model in (stock, lsg, floor, unchecked, published, longformer, bigbird, modernbert)
+}
 
 
 def _roberta_shape(case):
@@ -97,6 +110,7 @@ def _roberta_shape(case):
     }
     if HEADS.get(case["work"]) == "ForCausalLM":
         shape |= {"is_decoder": True, "use_cache": True}
+        shape["max_position_embeddings"] += ROOM_TO_DECODE
     if case["attn_implementation"]:
         shape["attn_implementation"] = case["attn_implementation"]
     return shape

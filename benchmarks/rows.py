@@ -82,6 +82,13 @@ def _sparsity_type(name):
 
 
 ENCODER_ROWS = (
+    Row(
+        "checks",
+        "forward, 64 tokens, with and without a look at the input",
+        101,
+        _cases(("lsg", "unchecked"), length=64),
+        (Check("unchecked", "at most", 1.02),),
+    ),
     _forward(256, 31, (), Check("stock", "at most", 1.05)),
     _forward(512, 31, PEERS, Check("stock", "at most", 1.05)),
     _forward(1024, 5, PEERS),

@@ -28,7 +28,7 @@ SEED = 0
 WARM_UP_LENGTH = 1024  # tokens
 FIRST_WORD, PAD_TOKEN_ID = 5, 1  # ids below the first word are special tokens
 PADDED_LENGTHS = (300, 4000)  # tokens
-TOKENS_A_RUN, ROOM_TO_DECODE = 8, 256  # tokens
+TOKENS_A_RUN = 8
 
 
 class Forward:
@@ -178,19 +178,21 @@ class Decoding(Forward):
 
     @torch.no_grad()
     def inputs(self, length):
-        # Room for all repeats: what a run adds stays in the cache.
-        context = super().inputs(length - ROOM_TO_DECODE)["input_ids"]
+        from lsg_xlmr.cache import CACHE
+
+        context = super().inputs(length)["input_ids"]
         cache = DynamicCache(config=self.model.config)
         if self.case["model"] == "lsg":
-            self.model(context, past_key_values=cache, logits_to_keep=1)
+            self.model(context, **{CACHE: cache}, logits_to_keep=1)
         else:  # its time does not depend on what keys and values are
             shape = 1, self.case["hidden_size"] // HEAD_DIM, context.shape[1], HEAD_DIM
             for layer in range(self.case["num_layers"]):
                 cache.update(torch.randn(shape), torch.randn(shape), layer)
-        return {"input_ids": context[:, :1], "past_key_values": cache, "use_cache": True}
+        return {"input_ids": context[:, :1], CACHE: cache, "use_cache": True}
 
     @torch.no_grad()
     def run(self, inputs):
+        # What a run adds stays in the cache.
         for _ in range(TOKENS_A_RUN):
             self.model(**inputs)
 
