@@ -9,8 +9,9 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass
-from functools import cached_property, lru_cache, wraps
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import lru_cache, partial, wraps
 from inspect import signature
 from itertools import count
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention as torch_flex_attention
 from torch.nn.functional import dropout as apply_dropout, pad, scaled_dot_product_attention
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     DynamicCache,
@@ -1035,6 +1037,8 @@ def _causal_blocks(inputs, sequence, later):
     # As in the encoder, and where there are no sparse tokens yet.
     seen_through_sparse = mask is not None and sparse_mask is None and step > 0
     some = range(max(start, first) // b, -(-last // b))
+    if inputs.config.mask_first_token:  # which hides <s> as a key: as a query it counts
+        some = range(start // b, max(some.stop, 1))
     for i in range(start // b, -(-t // b)) if seen_through_sparse else some:
         queries = max(i * b, start), min((i + 1) * b, t)
         near = max((i - 1) * b, first), min((i + 1) * b, last)
@@ -1299,6 +1303,7 @@ class CausalInputs(AttentionInputs):
 
     past: tuple | None = None
     first_query: torch.Tensor | None = None
+    _sparse: tuple | None = field(default=None, init=False)
 
     def __post_init__(self):
         if self.first_query is None:
@@ -1324,9 +1329,15 @@ class CausalInputs(AttentionInputs):
         """How many of the tokens no query after these sees: they live on in the sparse ones."""
         return max(self.num_tokens // self.config.block_size - 1, 0) * self.config.block_size
 
-    @cached_property
+    @property
     def sparse(self):
         """The sparse tokens, those of the past first: keys and values `n h m d`, their mask `n h|1 m` or `None`."""
+        # By hand: functools.cached_property takes a lock before Python 3.12, which torch.compile cannot follow.
+        if self._sparse is None:
+            self._sparse = self._past_and_made()
+        return self._sparse
+
+    def _past_and_made(self):
         made = self.sparse_tokens()
         if self.past is None:
             return made
@@ -1463,6 +1474,23 @@ def _product(query, key, value, mask, inputs):
 CACHE = "cache" if "cache" in signature(XLMRobertaLayer.forward).parameters else "past_key_values"
 
 
+def self_attention_cache(cache):
+    """
+    The part of `cache` that self-attention keeps its keys and values in.
+
+    Raises:
+        ValueError: it is no [`~transformers.DynamicCache`], nor an [`~transformers.EncoderDecoderCache`] of such.
+    """
+    if isinstance(cache, EncoderDecoderCache):
+        cache = cache.self_attention_cache
+    if not isinstance(cache, DynamicCache):
+        raise ValueError(
+            f"LSG attention keeps what it needs in a DynamicCache, not in a {type(cache).__name__}: leave "
+            "`cache_implementation` out, or load the model with dense_decoder=True."
+        )
+    return cache
+
+
 class LSGCacheLayer(DynamicLayer):
     """
     A layer of [`~transformers.DynamicCache`] that holds what later tokens may see: the globals, the tokens since the
@@ -1480,19 +1508,12 @@ class LSGCacheLayer(DynamicLayer):
     @classmethod
     def of(cls, cache, layer_idx, config):
         """
-        The layer `layer_idx` of `cache` (a [`~transformers.DynamicCache`], or an
-        [`~transformers.EncoderDecoderCache`] of such), put in the place of an ordinary one that is empty.
+        The layer `layer_idx` of `cache` (a [`~transformers.DynamicCache`]), put in the place of an ordinary one that
+        is empty.
 
         Raises:
-            ValueError: it is a cache of another kind, or was filled by another attention.
+            ValueError: the cache was filled by another attention.
         """
-        if isinstance(cache, EncoderDecoderCache):
-            cache = cache.self_attention_cache
-        if not isinstance(cache, DynamicCache):
-            raise ValueError(
-                f"LSG attention keeps what it needs in a DynamicCache, not in a {type(cache).__name__}: leave "
-                "`cache_implementation` out, or load the model with dense_decoder=True."
-            )
         while len(cache.layers) <= layer_idx:
             cache.layers.append(cls(config))
         if not isinstance(cache.layers[layer_idx], cls):
@@ -1632,22 +1653,30 @@ def check_mask(mask, batch_size, length):
             f"`attention_mask` has shape {tuple(mask.shape)}, but LSG attention takes one value per token, those in "
             f"the cache included: {(batch_size, length)}."
         )
-    if mask.is_floating_point() and _can_be_looked_at(mask) and not (mask >= 0).all():
+    if mask.dtype != torch.bool and _can_be_looked_at(mask) and not (mask >= 0).all():
         raise ValueError(
-            f"`attention_mask` holds {mask.min().item()}, as masks that are added to scores do: LSG attention takes 1 "
-            "for a token and 0 for padding."
+            f"`attention_mask` holds {mask.min().item()}, where LSG attention takes 1 for a token and 0 for padding; "
+            "masks that are added to scores have other numbers."
         )
 
 
-def check_device(name, tensor, weight):
+def check_place(name, tensor, weight):
     """
     Raises:
-        ValueError: `tensor` is on another device than `weight`.
+        ValueError: `tensor` is on another device than `weight`, or of floats that its dtype cannot hold.
     """
-    if tensor is not None and tensor.device != weight.device:
+    if tensor is None:
+        return
+    if tensor.device != weight.device:
         raise ValueError(
             f"`{name}` is on the device {tensor.device}, and the model on {weight.device}: move one to the other by "
             ".to(device)."
+        )
+    is_wider = tensor.is_floating_point() and torch.promote_types(tensor.dtype, weight.dtype) != weight.dtype
+    if is_wider and not torch.is_autocast_enabled(weight.device.type):
+        raise ValueError(
+            f"`{name}` is of {tensor.dtype}, and the model's weights of {weight.dtype}: convert one to the other by "
+            ".to(dtype)."
         )
 
 
@@ -1657,6 +1686,8 @@ def _check_tensor(name, value):
             f"`{name}` must be a torch.Tensor, got {type(value).__name__}. A tokenizer gives one with "
             "return_tensors='pt'."
         )
+    if value.layout != torch.strided or value.is_nested:
+        raise ValueError(f"`{name}` must be an ordinary tensor, not a sparse or nested one: .to_dense() makes it one.")
 
 
 def _can_be_looked_at(x):
@@ -1689,11 +1720,16 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
         """
         cache_length = kwargs.get(f"{CACHE}_length", 0)
         shape = (inputs_embeds if input_ids is None else input_ids).shape[:2]
-        self._check_length(shape, input_ids, position_ids, cache_length)
+        if 0 in shape:
+            raise ValueError(f"The input has {shape[0]} texts of {shape[1]} tokens: give one of each at least.")
         check_ids("position_ids", position_ids, self.config.max_position_embeddings, shape)
         check_ids("token_type_ids", token_type_ids, self.config.type_vocab_size, shape)
+        self._check_length(shape[1], input_ids, position_ids, cache_length)
         if not hasattr(self, "_hf_hook"):  # by which accelerate moves what comes
-            check_device("input_ids", input_ids, self.word_embeddings.weight)
+            inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+            inputs |= {"position_ids": position_ids, "token_type_ids": token_type_ids}
+            for name, value in inputs.items():
+                check_place(name, value, self.LayerNorm.weight)
         embeddings = super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, cache_length)
         if self.config.is_stock or cache_length:
             return embeddings
@@ -1701,10 +1737,8 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
         global_embeddings = self.LayerNorm(self.global_embeddings(index)).expand(embeddings.shape[0], -1, -1)
         return torch.cat([self.dropout(global_embeddings), embeddings], dim=1)
 
-    def _check_length(self, shape, input_ids, position_ids, cache_length):
-        if 0 in shape:
-            raise ValueError(f"The input has {shape[0]} texts of {shape[1]} tokens: give one of each at least.")
-        length = cache_length + shape[1]
+    def _check_length(self, num_tokens, input_ids, position_ids, cache_length):
+        length = cache_length + num_tokens
         maximum = self.config.max_sequence_length
         if length > maximum:
             # Padding takes no position, and positions may be given: only then is the input itself looked at.
@@ -1799,12 +1833,12 @@ class LSGAttention(XLMRobertaSelfAttention):
 
     def _causal_inputs(self, query, key, value, mask, cache, arguments):
         """What causal attention works on, taken from and left in `cache`."""
-        layer = None if cache is None else LSGCacheLayer.of(cache, self.layer_idx, self.config)
-        past, first_query = (None, None) if layer is None else (layer.sparse, layer.first_query)
-        if layer is not None:
-            key, value = (cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache).update(
-                key, value, self.layer_idx
-            )
+        layer = past = first_query = None
+        if cache is not None:
+            cache = self_attention_cache(cache)
+            layer = LSGCacheLayer.of(cache, self.layer_idx, self.config)
+            past, first_query = layer.sparse, layer.first_query
+            key, value = cache.update(key, value, self.layer_idx)
         if mask is not None:  # of all tokens, of which the cache has the last
             globals_mask, mask = mask.tensor_split([self.config.num_global_tokens], dim=1)
             num_tokens = key.shape[2] - self.config.num_global_tokens
@@ -2060,7 +2094,8 @@ class LazyLogits(torch.Tensor):
         return not start and (end is None or end >= self.shape[-1]) and step == 1
 
 
-# What labels must be: asked when a loss has failed, so that it costs nothing and stands in no other loss's way.
+# What labels must be. Their values are looked at when a loss has failed, so that it costs nothing; their shapes at all
+# times: a loss of as many labels in another order is wrong, and nobody would see it.
 
 
 LABELS = ("labels", "start_positions", "end_positions")
@@ -2068,24 +2103,28 @@ LABELS = ("labels", "start_positions", "end_positions")
 
 def explains_labels(wrong):
     """
-    A decorator of a head's `forward`: an error within, or no loss where there are labels, becomes a `ValueError` that
-    says what is wrong with the labels, where something is.
+    A decorator of a head's `forward`: an error within, or no loss or one of labels of another shape, becomes a
+    `ValueError` that says what is wrong with the labels, where something is.
 
     Args:
-        wrong (`Callable`): from the model, the shape of the input `(batch_size, ...)` and the labels by name to what
-            is wrong with them (`str`), or `None`.
+        wrong (`Callable`): from the model, the shape of the input `(batch_size, ...)`, whether to look at values too,
+            and the labels by name to what is wrong with them (`str`), or `None`.
     """
 
     def decorator(forward):
+        arguments = signature(forward)
+
         @wraps(forward)
         def wrapper(self, *args, **kwargs):
+            if is_tracing():
+                return forward(self, *args, **kwargs)
             try:
                 outputs = forward(self, *args, **kwargs)
             except Exception as error:
-                _explain(wrong, self, args, kwargs, error)
+                _explain(wrong, self, arguments.bind_partial(self, *args, **kwargs).arguments, error)
                 raise
-            if getattr(outputs, "loss", outputs) is None:
-                _explain(wrong, self, args, kwargs, None)
+            if args or not kwargs.keys().isdisjoint(LABELS):
+                _explain(wrong, self, arguments.bind_partial(self, *args, **kwargs).arguments, None)
             return outputs
 
         return wrapper
@@ -2093,25 +2132,25 @@ def explains_labels(wrong):
     return decorator
 
 
-def _explain(wrong, model, args, kwargs, error):
-    labels = {name: kwargs[name] for name in LABELS if kwargs.get(name) is not None}
-    inputs = kwargs.get("input_ids", args[0] if args else None), kwargs.get("inputs_embeds")
+def _explain(wrong, model, arguments, error):
+    labels = {name: arguments[name] for name in LABELS if arguments.get(name) is not None}
+    inputs = arguments.get("input_ids"), arguments.get("inputs_embeds")
     shapes = [x.shape[: x.ndim - dims] for x, dims in zip(inputs, (0, 1)) if isinstance(x, torch.Tensor)]
-    if is_tracing() or not labels or not shapes:
+    if not labels or not shapes:
         return
-    message = _no_tensors(labels) or wrong(model, tuple(shapes[0]), **labels)
+    message = _no_tensors(labels) or wrong(model, tuple(shapes[0]), error is not None, **labels)
     if message is not None:
         raise ValueError(message) from error
 
 
-def wrong_token_labels(model, shape, labels):
+def wrong_token_labels(model, shape, look, labels):
     """One class a token."""
     config = model.config
     has_words = model.get_output_embeddings() is not None
-    return _wrong_classes("labels", labels, shape, config.vocab_size if has_words else config.num_labels)
+    return _wrong_classes("labels", labels, shape, look and (config.vocab_size if has_words else config.num_labels))
 
 
-def wrong_text_labels(model, shape, labels):
+def wrong_text_labels(model, shape, look, labels):
     """Of sequence classification, by `config.problem_type`."""
     number, batch_size = model.config.num_labels, shape[0]
     kind = model.config.problem_type
@@ -2124,25 +2163,26 @@ def wrong_text_labels(model, shape, labels):
         allowed = [(batch_size,), (batch_size, 1)] if number == 1 else [(batch_size, number)]
         return _wrong_shape("labels", labels, allowed)
     if kind == "single_label_classification" or (kind is None and labels.dtype in (torch.int64, torch.int32)):
-        return _wrong_classes("labels", labels, (batch_size,), number)
+        return _wrong_classes("labels", labels, (batch_size,), look and number)
     if not labels.is_floating_point():
         return f"`labels` of several classes a text must be floats, 1 for each class it has, got {labels.dtype}."
     return _wrong_shape("labels", labels, [(batch_size, number)])
 
 
-def wrong_choices(model, shape, labels):
+def wrong_choices(model, shape, look, labels):
     """Which of the choices is right."""
     if len(shape) != 3:
         return f"The input must be of shape (batch_size, num_choices, sequence_length), got {shape}."
-    return _wrong_classes("labels", labels, (shape[0],), shape[1])
+    return _wrong_classes("labels", labels, (shape[0],), look and shape[1])
 
 
-def wrong_answers(model, shape, start_positions=None, end_positions=None):
+def wrong_answers(model, shape, look, start_positions=None, end_positions=None):
     """Where an answer begins and ends; outside of the text is nowhere."""
     if start_positions is None or end_positions is None:
         return "`start_positions` and `end_positions` must be given both."
-    return _wrong_classes("start_positions", start_positions, (shape[0],), None) or _wrong_classes(
-        "end_positions", end_positions, (shape[0],), None
+    of_text = (shape[0],)
+    return _wrong_classes("start_positions", start_positions, of_text) or _wrong_classes(
+        "end_positions", end_positions, of_text
     )
 
 
@@ -2152,12 +2192,12 @@ def _no_tensors(labels):
             return f"`{name}` must be a torch.Tensor, got {type(value).__name__}."
 
 
-def _wrong_classes(name, labels, shape, number):
-    """Of labels that are numbers from 0 to `number`, or -100 for none."""
+def _wrong_classes(name, labels, shape, number=None):
+    """Of labels that are numbers from 0 to `number`, where that is given, or -100 for none."""
     if labels.dtype != torch.int64:
         return f"`{name}` must be int64, got {labels.dtype}."
     wrong = _wrong_shape(name, labels, [shape, (*shape, 1)])
-    if wrong or number is None:
+    if wrong or not number:
         return wrong
     outside = labels[((labels < 0) & (labels != -100)) | (labels >= number)]
     if outside.numel():
@@ -2357,7 +2397,7 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
     """The bare encoder, [`~transformers.XLMRobertaModel`] with LSG attention. `hidden_states` are the tokens' only."""
 
     def __init__(self, config, add_pooling_layer=True):
-        config.validate_lsg()
+        _validate(config)
         XLMRobertaPreTrainedModel.__init__(self, config)
         self.gradient_checkpointing = False
         self.embeddings = LSGEmbeddings(config)
@@ -2373,12 +2413,16 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
         token_type_ids=None,
         position_ids=None,
         inputs_embeds=None,
+        *args,
         **kwargs,
     ):
-        # Here, because the stock forward of transformers 5.0 takes the input apart before the embeddings see it.
+        # Here, because the stock forward takes these apart before the embeddings see them.
         check_ids("input_ids", input_ids, self.config.vocab_size)
         check_states("inputs_embeds", inputs_embeds, self.config.hidden_size)
-        return super().forward(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        if kwargs.get(CACHE) is not None and not self.config.is_stock:
+            self_attention_cache(kwargs[CACHE])
+        inputs = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+        return super().forward(*inputs, *args, **kwargs)
 
     def _create_attention_masks(
         self,
@@ -2424,10 +2468,20 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
         return pad(pad(mask, (0, padding), value=False), (num_global_tokens, 0), value=True)
 
 
+def _validate(config):
+    if not hasattr(config, "validate_lsg"):
+        raise TypeError(
+            f"LSG models take an LSGConfig, got {type(config).__name__}: LSGConfig(**config.to_dict()) makes one of "
+            "XLM-RoBERTa's."
+        )
+    config.validate_lsg()
+
+
 class _LSGHead:
     """Puts [`LSGXLMRobertaModel`] in the place of the stock encoder under a stock head."""
 
     def __init__(self, config):
+        _validate(config)
         num_hidden_layers = config.num_hidden_layers
         with no_init_weights():
             # The stock encoder goes again: with one layer, and no initial weights, it costs neither time nor memory.
@@ -2493,18 +2547,23 @@ class LSGXLMRobertaForCausalLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobert
         [`~transformers.GenerationMixin.generate`].
 
         Raises:
-            ValueError: the model is no decoder.
+            ValueError: the model is no decoder, or is given positions.
         """
         if not self.config.is_decoder:
             raise ValueError("A model that sees both sides cannot generate: load it with is_decoder=True.")
+        if kwargs.get("position_ids") is not None and not self.config.is_stock:
+            raise ValueError("`generate` counts positions itself, by the attention_mask: leave `position_ids` out.")
         return super().generate(*args, **kwargs)
 
+    # By its signature transformers sees that a prompt may be embeddings.
+    @wraps(XLMRobertaForCausalLM.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(self, *args, **kwargs):
-        """[`~transformers.GenerationMixin.prepare_inputs_for_generation`] with XLM-RoBERTa's own positions."""
+        if kwargs.get(CACHE) is not None and not self.config.is_stock:
+            self_attention_cache(kwargs[CACHE])
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
         position_ids, mask = inputs.get("position_ids"), inputs.get("attention_mask")
         if position_ids is not None and not self.config.is_stock:
-            # transformers counts from 0, XLM-RoBERTa from after the position of padding.
+            # XLM-RoBERTa's own: transformers counts from 0, it from after the position of padding.
             padding_idx = self.config.pad_token_id
             if mask is None:
                 position_ids = position_ids + padding_idx + 1
@@ -2559,10 +2618,21 @@ __all__ = [
 # An encoder and a decoder of which either may have LSG attention, as one model.
 
 
+STOCK_FORWARD = signature(EncoderDecoderModel.forward)
+
+
+def wrong_decoder_labels(model, shape, look, labels):
+    """One word of the decoder's a label, as many a text as one likes."""
+    if labels.ndim != 2:
+        return f"`labels` must be of shape ({shape[0]}, length), got {tuple(labels.shape)}."
+    return wrong_token_labels(model.decoder, (shape[0], labels.shape[1]), look, labels)
+
+
 class LSGEncoderDecoderModel(SavedWithItsCode, EncoderDecoderModel):
     """
     [`~transformers.EncoderDecoderModel`] of which either part may have LSG attention, and whose loss heeds
-    `num_items_in_batch`.
+    `num_items_in_batch`. Special tokens that its configuration leaves open are the decoder's; the first one of an
+    output is `<s>`.
     """
 
     config_class = LSGEncoderDecoderConfig
@@ -2576,6 +2646,7 @@ class LSGEncoderDecoderModel(SavedWithItsCode, EncoderDecoderModel):
             _take_as(LSGEncoderDecoderConfig, config)
             _take_as(LSGConfig, config.encoder)
             _take_as(LSGConfig, config.decoder)
+            _complete(config)
         if config is not None and encoder is None and isinstance(config.encoder, LSGConfig):
             encoder = LSGXLMRobertaModel._from_config(config.encoder, add_pooling_layer=False)
         if config is not None and decoder is None and isinstance(config.decoder, LSGConfig):
@@ -2584,61 +2655,76 @@ class LSGEncoderDecoderModel(SavedWithItsCode, EncoderDecoderModel):
 
     @classmethod
     def from_encoder_decoder_pretrained(
-        cls, encoder_pretrained_model_name_or_path, decoder_pretrained_model_name_or_path, **kwargs
+        cls, encoder_pretrained_model_name_or_path=None, decoder_pretrained_model_name_or_path=None, **kwargs
     ):
         """
-        [`~transformers.EncoderDecoderModel.from_encoder_decoder_pretrained`]. A decoder of LSG attention is causal
-        and has cross-attention whatever its checkpoint says; its first token is `<s>`.
+        [`~transformers.EncoderDecoderModel.from_encoder_decoder_pretrained`]. A decoder is causal and has
+        cross-attention, and an encoder has neither, whatever their checkpoints say.
 
         Args:
-            encoder_pretrained_model_name_or_path, decoder_pretrained_model_name_or_path (`str`): folders, or models on
-                the hub. LSG checkpoints are read by this code, others by transformers.
+            encoder_pretrained_model_name_or_path, decoder_pretrained_model_name_or_path (`str`, *optional*): folders,
+                or models on the hub. LSG checkpoints are read by this code, others by transformers.
             kwargs: for the encoder's `from_pretrained` with the prefix `encoder_`, for the decoder's with `decoder_`;
-                the others are fields of the configuration.
+                the others, and `decoder_start_token_id`, are fields of the configuration. `encoder_model` and
+                `decoder_model` stand for parts that are loaded already.
+
+        Raises:
+            ValueError: a part has neither a name nor a model.
         """
         of_encoder, of_decoder = (
-            {name.removeprefix(part): kwargs.pop(name) for name in list(kwargs) if name.startswith(part)}
+            {
+                name.removeprefix(part): kwargs.pop(name)
+                for name in list(kwargs)
+                if name.startswith(part) and name != "decoder_start_token_id"
+            }
             for part in ("encoder_", "decoder_")
         )
         encoder = of_encoder.pop("model", None) or _load(
             encoder_pretrained_model_name_or_path,
-            (LSGXLMRobertaModel, {"is_decoder": False, "add_cross_attention": False, "add_pooling_layer": False}),
-            (AutoModel, {}),
+            partial(LSGXLMRobertaModel.from_pretrained, add_pooling_layer=False),
+            AutoModel.from_pretrained,
             of_encoder,
+            is_decoder=False,
         )
-        of_a_decoder = {"is_decoder": True, "add_cross_attention": True}
         decoder = of_decoder.pop("model", None) or _load(
             decoder_pretrained_model_name_or_path,
-            (LSGXLMRobertaForCausalLM, of_a_decoder),
-            (AutoModelForCausalLM, of_a_decoder),
+            LSGXLMRobertaForCausalLM.from_pretrained,
+            AutoModelForCausalLM.from_pretrained,
             of_decoder,
+            is_decoder=True,
         )
-        special_tokens = {
-            "pad_token_id": decoder.config.pad_token_id,
-            "eos_token_id": decoder.config.eos_token_id,
-            "decoder_start_token_id": decoder.config.bos_token_id,
-        }
-        config = LSGEncoderDecoderConfig.from_encoder_decoder_configs(
-            encoder.config, decoder.config, **special_tokens | kwargs
-        )
+        config = LSGEncoderDecoderConfig.from_encoder_decoder_configs(encoder.config, decoder.config, **kwargs)
         return cls(config, encoder, decoder)
 
+    @explains_labels(wrong_decoder_labels)
     @wraps(EncoderDecoderModel.forward)
     @can_return_tuple
-    def forward(self, *args, labels=None, num_items_in_batch=None, **kwargs):
-        has_inputs = any(kwargs.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds"))
+    def forward(self, *args, num_items_in_batch=None, **kwargs):
+        inputs = _inputs_by_name(*args, **kwargs)
+        labels = inputs.pop("labels", None)
+        has_inputs = "decoder_input_ids" in inputs or "decoder_inputs_embeds" in inputs
         if labels is not None and not has_inputs:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
             mask = (decoder_input_ids != self.config.pad_token_id).long()
-            kwargs |= {"decoder_input_ids": decoder_input_ids, "use_cache": kwargs.get("use_cache") or False}
-            kwargs.setdefault("decoder_attention_mask", mask)
-        outputs = super().forward(*args, return_dict=True, **kwargs)
+            defaults = {"decoder_attention_mask": mask, "use_cache": False}
+            inputs = {"decoder_input_ids": decoder_input_ids} | defaults | inputs
+        outputs = super().forward(return_dict=True, **inputs)
         if labels is None:
             return outputs
         logits = outputs.logits
         labels = labels.to(logits.device).view(-1)
         loss = fixed_cross_entropy(logits.view(-1, logits.shape[-1]), labels, num_items_in_batch)
         return type(outputs)(loss=loss, **outputs)
+
+    @wraps(EncoderDecoderModel.prepare_inputs_for_generation)
+    def prepare_inputs_for_generation(self, input_ids, *args, **kwargs):
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        if isinstance(self.decoder, XLMRobertaForCausalLM):
+            # The ones it gives a token after a cache count the padding before the prompt.
+            padding_idx, length = self.decoder.config.pad_token_id, inputs["decoder_input_ids"].shape[1]
+            position_ids = LSGEmbeddings.create_position_ids_from_input_ids(input_ids, padding_idx)
+            inputs.setdefault("decoder_position_ids", position_ids[:, -length:])
+        return inputs
 
 
 def _take_as(config_class, config):
@@ -2647,8 +2733,40 @@ def _take_as(config_class, config):
         config.__class__ = config_class
 
 
-def _load(name_or_path, lsg, stock, kwargs):
-    """A model by `lsg` or `stock`, each a class and what its `from_pretrained` is given beside `kwargs`."""
-    token = {"token": kwargs["token"]} if "token" in kwargs else {}
-    model_class, defaults = lsg if is_lsg_config(PretrainedConfig.get_config_dict(name_or_path, **token)[0]) else stock
-    return model_class.from_pretrained(name_or_path, **defaults | kwargs)
+def _complete(config):
+    """Gives `config` the special tokens it leaves open, by those of its decoder."""
+    names = {"pad_token_id": "pad_token_id", "eos_token_id": "eos_token_id", "decoder_start_token_id": "bos_token_id"}
+    for name, of_decoder in names.items():
+        if getattr(config, name, None) is None:
+            setattr(config, name, getattr(config.decoder, of_decoder, None))
+
+
+def _inputs_by_name(*args, **kwargs):
+    """What the stock forward is given, however it is given it; `None` is what it takes for what it is not given."""
+    inputs = STOCK_FORWARD.bind_partial(None, *args, **kwargs).arguments
+    inputs |= inputs.pop("kwargs", {})
+    return {name: value for name, value in inputs.items() if value is not None}
+
+
+def _load(name_or_path, load_lsg, load_stock, kwargs, is_decoder):
+    """A part, by `load_lsg` or `load_stock`: each a `from_pretrained`, which `kwargs` are for."""
+    part = "decoder" if is_decoder else "encoder"
+    if name_or_path is None:
+        raise ValueError(
+            f"There is no {part}: give a folder or a name on the hub as `{part}_pretrained_model_name_or_path`, or a "
+            f"model as `{part}_model`."
+        )
+    config = deepcopy(kwargs.pop("config", None))
+    if config is None:
+        config, kwargs = _load_config(name_or_path, kwargs)
+    config.is_decoder = config.add_cross_attention = is_decoder
+    load = load_lsg if is_lsg_config(config.to_dict()) else load_stock
+    return load(name_or_path, config=config, **kwargs)
+
+
+def _load_config(name_or_path, kwargs):
+    """A part's configuration, with those of `kwargs` that are its fields, and the others."""
+    dtype = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}  # may be "auto"
+    is_lsg = is_lsg_config(PretrainedConfig.get_config_dict(name_or_path, **kwargs)[0])
+    config = (LSGConfig if is_lsg else AutoConfig).from_pretrained(name_or_path, **kwargs)
+    return config, {name: value for name, value in kwargs.items() if not hasattr(config, name)} | dtype

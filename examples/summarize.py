@@ -29,7 +29,7 @@ class ExampleArguments:
     """What is trained, and how long; everything else is a flag of `Seq2SeqTrainingArguments`."""
 
     model: str = field(default=str(TINY), metadata={"help": "folder or hub name of an XLM-RoBERTa checkpoint"})
-    short_steps: int = field(default=600, metadata={"help": "steps of 16 texts of at most 512 tokens"})
+    short_steps: int = field(default=600, metadata={"help": f"steps of 16 texts of {FIRST[0]} to {FIRST[1]} tokens"})
     long_steps: int = field(default=100, metadata={"help": "steps at full length"})
     tested: int = field(default=100, metadata={"help": "long documents to test with"})
 

@@ -77,35 +77,48 @@ def parse_arguments(argv):
     if len(argv) == 1 and argv[0].endswith(".json"):
         argv = _json_arguments(parser, argv[0])
     options = parser.parse_args(argv)
+    for name in ("initial_model", "model_name", "verify"):
+        if getattr(options, name) == "":
+            parser.error(f"--{name} is empty: name a folder")
     if options.verify is not None:
-        _stands_alone(parser, options, "verify", ("debug",), "it checks a folder that is there")
+        _stands_alone(parser, options, {"verify", "debug"}, "--verify: it checks a folder that is there")
     elif options.model_name is None:
         parser.error("the following arguments are required: --model_name")
     elif options.initial_model is None:
         if options.onnx is None:
             parser.error("the following arguments are required: --initial_model")
-        others = ("model_name", "overwrite", "run_test", "debug")
-        _stands_alone(parser, options, "onnx", others, f"{options.model_name} is exported as it is")
+        allowed = {"onnx", "model_name", "overwrite", "run_test", "debug"}
+        reason = f"--onnx without --initial_model: {options.model_name} is exported as it is"
+        _stands_alone(parser, options, allowed, reason)
     return options
 
 
-def _stands_alone(parser, options, name, others, reason):
-    """Ends the process if anything but `others` is given beside the option `name`."""
-    for other in vars(options).keys() - {name, *others}:
+def _stands_alone(parser, options, allowed, reason):
+    """Ends the process if anything but the `allowed` options is given."""
+    for other in sorted(vars(options).keys() - allowed):
         if getattr(options, other) != parser.get_default(other):
-            parser.error(f"--{other} does not go with --{name} without --initial_model: {reason}")
+            parser.error(f"--{other} does not go with {reason}")
 
 
 def _json_arguments(parser, path):
     """The options in a JSON file as arguments, so that they meet the same checks."""
     try:
-        options = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        options = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+    except (OSError, ValueError, RecursionError) as error:
         parser.error(f"{path} cannot be read as a JSON file: {first_line(error)}")
     if not isinstance(options, dict):
         parser.error(f"{path} must hold one JSON object of options")
     given = {name: value for name, value in options.items() if value is not None}
     return [f"--{name}={value}" for name, value in given.items()]
+
+
+def _each_once(pairs):
+    """The object of a JSON file, which may hold a name twice."""
+    names = [name for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice!r} stands in it twice")
+    return dict(pairs)
 
 
 def _repository(text):
@@ -125,8 +138,8 @@ def _dict(text):
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = json.loads(text.replace("'", '"'))  # true and null, as the published converter takes them
-    except ValueError:
+    except (ValueError, RecursionError, MemoryError):  # the last two of what is nested too deep
         value = None
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise argparse.ArgumentTypeError(f"{text!r} is no dict such as \"{{'block_size': 64}}\"")
     return value

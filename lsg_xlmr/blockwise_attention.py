@@ -308,6 +308,8 @@ def _causal_blocks(inputs, sequence, later):
     # As in the encoder, and where there are no sparse tokens yet.
     seen_through_sparse = mask is not None and sparse_mask is None and step > 0
     some = range(max(start, first) // b, -(-last // b))
+    if inputs.config.mask_first_token:  # which hides <s> as a key: as a query it counts
+        some = range(start // b, max(some.stop, 1))
     for i in range(start // b, -(-t // b)) if seen_through_sparse else some:
         queries = max(i * b, start), min((i + 1) * b, t)
         near = max((i - 1) * b, first), min((i + 1) * b, last)

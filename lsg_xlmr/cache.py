@@ -13,6 +13,23 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLayer
 CACHE = "cache" if "cache" in signature(XLMRobertaLayer.forward).parameters else "past_key_values"
 
 
+def self_attention_cache(cache):
+    """
+    The part of `cache` that self-attention keeps its keys and values in.
+
+    Raises:
+        ValueError: it is no [`~transformers.DynamicCache`], nor an [`~transformers.EncoderDecoderCache`] of such.
+    """
+    if isinstance(cache, EncoderDecoderCache):
+        cache = cache.self_attention_cache
+    if not isinstance(cache, DynamicCache):
+        raise ValueError(
+            f"LSG attention keeps what it needs in a DynamicCache, not in a {type(cache).__name__}: leave "
+            "`cache_implementation` out, or load the model with dense_decoder=True."
+        )
+    return cache
+
+
 class LSGCacheLayer(DynamicLayer):
     """
     A layer of [`~transformers.DynamicCache`] that holds what later tokens may see: the globals, the tokens since the
@@ -30,19 +47,12 @@ class LSGCacheLayer(DynamicLayer):
     @classmethod
     def of(cls, cache, layer_idx, config):
         """
-        The layer `layer_idx` of `cache` (a [`~transformers.DynamicCache`], or an
-        [`~transformers.EncoderDecoderCache`] of such), put in the place of an ordinary one that is empty.
+        The layer `layer_idx` of `cache` (a [`~transformers.DynamicCache`]), put in the place of an ordinary one that
+        is empty.
 
         Raises:
-            ValueError: it is a cache of another kind, or was filled by another attention.
+            ValueError: the cache was filled by another attention.
         """
-        if isinstance(cache, EncoderDecoderCache):
-            cache = cache.self_attention_cache
-        if not isinstance(cache, DynamicCache):
-            raise ValueError(
-                f"LSG attention keeps what it needs in a DynamicCache, not in a {type(cache).__name__}: leave "
-                "`cache_implementation` out, or load the model with dense_decoder=True."
-            )
         while len(cache.layers) <= layer_idx:
             cache.layers.append(cls(config))
         if not isinstance(cache.layers[layer_idx], cls):

@@ -10,8 +10,7 @@ Tokens that no later query sees may be missing, a whole number of blocks of them
 the first that is there, and `p` is how many of the sparse tokens came before it.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 
@@ -42,6 +41,7 @@ class CausalInputs(AttentionInputs):
 
     past: tuple | None = None
     first_query: torch.Tensor | None = None
+    _sparse: tuple | None = field(default=None, init=False)
 
     def __post_init__(self):
         if self.first_query is None:
@@ -67,9 +67,15 @@ class CausalInputs(AttentionInputs):
         """How many of the tokens no query after these sees: they live on in the sparse ones."""
         return max(self.num_tokens // self.config.block_size - 1, 0) * self.config.block_size
 
-    @cached_property
+    @property
     def sparse(self):
         """The sparse tokens, those of the past first: keys and values `n h m d`, their mask `n h|1 m` or `None`."""
+        # By hand: functools.cached_property takes a lock before Python 3.12, which torch.compile cannot follow.
+        if self._sparse is None:
+            self._sparse = self._past_and_made()
+        return self._sparse
+
+    def _past_and_made(self):
         made = self.sparse_tokens()
         if self.past is None:
             return made

@@ -75,22 +75,30 @@ def check_mask(mask, batch_size, length):
             f"`attention_mask` has shape {tuple(mask.shape)}, but LSG attention takes one value per token, those in "
             f"the cache included: {(batch_size, length)}."
         )
-    if mask.is_floating_point() and _can_be_looked_at(mask) and not (mask >= 0).all():
+    if mask.dtype != torch.bool and _can_be_looked_at(mask) and not (mask >= 0).all():
         raise ValueError(
-            f"`attention_mask` holds {mask.min().item()}, as masks that are added to scores do: LSG attention takes 1 "
-            "for a token and 0 for padding."
+            f"`attention_mask` holds {mask.min().item()}, where LSG attention takes 1 for a token and 0 for padding; "
+            "masks that are added to scores have other numbers."
         )
 
 
-def check_device(name, tensor, weight):
+def check_place(name, tensor, weight):
     """
     Raises:
-        ValueError: `tensor` is on another device than `weight`.
+        ValueError: `tensor` is on another device than `weight`, or of floats that its dtype cannot hold.
     """
-    if tensor is not None and tensor.device != weight.device:
+    if tensor is None:
+        return
+    if tensor.device != weight.device:
         raise ValueError(
             f"`{name}` is on the device {tensor.device}, and the model on {weight.device}: move one to the other by "
             ".to(device)."
+        )
+    is_wider = tensor.is_floating_point() and torch.promote_types(tensor.dtype, weight.dtype) != weight.dtype
+    if is_wider and not torch.is_autocast_enabled(weight.device.type):
+        raise ValueError(
+            f"`{name}` is of {tensor.dtype}, and the model's weights of {weight.dtype}: convert one to the other by "
+            ".to(dtype)."
         )
 
 
@@ -100,6 +108,8 @@ def _check_tensor(name, value):
             f"`{name}` must be a torch.Tensor, got {type(value).__name__}. A tokenizer gives one with "
             "return_tensors='pt'."
         )
+    if value.layout != torch.strided or value.is_nested:
+        raise ValueError(f"`{name}` must be an ordinary tensor, not a sparse or nested one: .to_dense() makes it one.")
 
 
 def _can_be_looked_at(x):

@@ -39,7 +39,7 @@ def main(argv=None):
         with _quiet(), _stoppable(), logging_redirect_tqdm([logging.getLogger(__package__)]):
             if options.verify is not None:
                 return 0 if _report(verify(options.verify)) else 1
-            return _convert(options) if options.initial_model else _export(options)
+            return _export(options) if options.initial_model is None else _convert(options)
     except Exception as error:
         if options.debug:
             traceback.print_exc()

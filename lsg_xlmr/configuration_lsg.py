@@ -2,10 +2,12 @@
 """Configuration of the LSG (local + sparse + global) attention version of XLM-RoBERTa."""
 
 import inspect
+import math
 import shutil
 from pathlib import Path
 
 from transformers import EncoderDecoderConfig, XLMRobertaConfig
+from transformers.activations import ACT2FN
 from transformers.utils import cached_file, logging
 
 
@@ -13,6 +15,8 @@ logger = logging.get_logger(__name__)
 
 SPARSITY_TYPES = ("none", "norm", "pooling", "bos_pooling", "lsh", "stride", "block_stride")
 MAX_GLOBAL_TOKENS = 512
+MAX_PRE_ROUNDS = 64
+MAX_INT = 2**31 - 1
 
 CODE_FILES = ("configuration_lsg.py", "modeling_lsg_xlm_roberta.py")
 
@@ -52,7 +56,7 @@ class TravelsWithItsCode:
 
     def _fetch(self, name):
         try:
-            return Path(cached_file(self.name_or_path, name))
+            return Path(cached_file(self.name_or_path, name, revision=getattr(self, "_commit_hash", None)))
         except OSError as error:
             raise OSError(
                 f"{name} belongs beside config.json, and is no longer in {self.name_or_path!r}, where this "
@@ -93,7 +97,8 @@ class LSGConfig(TravelsWithItsCode, XLMRobertaConfig):
             Put the first global token's last hidden state in the place of the first token's, so that every head that
             pools on `<s>` pools on the global token.
         lsh_num_pre_rounds (`int`, defaults to 1):
-            Rounds of `"lsh"` that merge each chunk into as many clusters as it has tokens before the last round.
+            Rounds of `"lsh"`, at most 64, that merge each chunk into as many clusters as it has tokens before the last
+            round.
             `lsg_num_pre_rounds` is accepted as another name of it.
         lsh_seed (`int`, defaults to 0):
             Seed of the random projections of `"lsh"`: same seed, same clusters.
@@ -202,33 +207,45 @@ class LSGConfig(TravelsWithItsCode, XLMRobertaConfig):
         for name, example in flags.items():
             if not isinstance(getattr(self, name), bool):
                 raise _error(name, getattr(self, name), "must be a bool", example)
-        self._validate_int("block_size", 1, None, 128)
-        self._validate_int("sparse_block_size", 0, None, 128)
-        self._validate_int("sparsity_factor", 1 if self.has_sparse_tokens else 0, None, 2)
-        self._validate_int("num_global_tokens", 1, MAX_GLOBAL_TOKENS, 1)
-        self._validate_int("lsh_num_pre_rounds", 0, None, 1)
-        self._validate_int("lsh_seed", 0, 2**32 - 1, 0)
-        self._validate_int("sparse_pred_ignore_index", None, None, -100)
+        self._validate_int("block_size", 1, 128)
+        self._validate_int("sparse_block_size", 0, 128)
+        self._validate_int("sparsity_factor", 1 if self.has_sparse_tokens else 0, 2)
+        self._validate_int("num_global_tokens", 1, 1, MAX_GLOBAL_TOKENS)
+        self._validate_int("lsh_num_pre_rounds", 0, 1, MAX_PRE_ROUNDS)
+        self._validate_int("lsh_seed", 0, 0, 2**32 - 1)
+        self._validate_int("sparse_pred_ignore_index", -MAX_INT, -100)
+        self._validate_shape()
         if self.has_sparse_tokens:
             self._validate_blocks()
         if self.mask_first_token and not self.pool_with_global:
             logger.warning("`mask_first_token=True` hides <s> from every query, so `pool_with_global` is set to True.")
             self.pool_with_global = True
 
-    def _validate_int(self, name, minimum, maximum, example):
+    def _validate_shape(self):
+        """The fields of XLM-RoBERTa without which there is no model, or one that fails at its first text."""
+        self._validate_int("vocab_size", 1, 250002)
+        self._validate_int("hidden_size", 1, 768)
+        self._validate_int("num_hidden_layers", 0, 12)
+        self._validate_int("num_attention_heads", 1, 12)
+        self._validate_int("intermediate_size", 1, 3072)
+        self._validate_int("type_vocab_size", 1, 1)
+        self._validate_int("pad_token_id", 0, 1, self.vocab_size - 1)
+        self._validate_int("max_position_embeddings", self.pad_token_id + 2, 514)
+        if isinstance(self.hidden_act, str) and self.hidden_act not in ACT2FN:
+            raise _error("hidden_act", self.hidden_act, f"must be one of {', '.join(ACT2FN)}", "gelu")
+
+    def _validate_int(self, name, minimum, example, maximum=MAX_INT):
         value = getattr(self, name)
-        rule = "must be an int" + (f" of at least {minimum}" if minimum is not None else "")
-        rule += f" and at most {maximum}" if maximum is not None else ""
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise _error(name, value, rule, example)
-        if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
-            raise _error(name, value, rule, example)
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise _error(name, value, f"must be an int of at least {minimum}", example)
+        if value > maximum:
+            raise _error(name, value, f"must be an int of at most {maximum}", example)
 
     def _validate_blocks(self):
         block_size, sparse_block_size, factor = self.block_size, self.sparse_block_size, self.sparsity_factor
         if block_size % factor:
-            divisors = [i for i in range(1, block_size + 1) if block_size % i == 0]
-            nearest = min(divisors, key=lambda i: abs(i - factor))
+            small = [i for i in range(1, math.isqrt(block_size) + 1) if block_size % i == 0]
+            nearest = min((*small, *(block_size // i for i in small)), key=lambda i: abs(i - factor))
             raise _error("sparsity_factor", factor, f"must divide block_size={block_size}", nearest)
         # These two choose among the tokens of a chunk of min(block_size, sparse_block_size): chunks must tile blocks.
         if self.sparsity_type in ("norm", "lsh") and sparse_block_size < block_size:
@@ -244,6 +261,10 @@ class LSGConfig(TravelsWithItsCode, XLMRobertaConfig):
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """[`~transformers.PretrainedConfig.from_dict`] whose result is valid with `kwargs` taken in too."""
+        for name in kwargs.keys() & set(cls.lsg_fields()):
+            if not isinstance(kwargs[name], (int, str, type(None))):  # transformers would fail to print it
+                default = inspect.signature(cls).parameters[name].default
+                raise _error(name, kwargs[name], "must be a bool, an int or a str", default)
         result = super().from_dict(config_dict, **kwargs)
         (result[0] if isinstance(result, tuple) else result).validate_lsg()
         return result
@@ -279,6 +300,8 @@ class LSGEncoderDecoderConfig(TravelsWithItsCode, EncoderDecoderConfig):
         for name, part in parts.items():
             if is_lsg_config(part):
                 setattr(self, name, LSGConfig(**part))
+        if kwargs.get("attn_implementation") is not None:  # nobody has told the parts that are new here
+            self._attn_implementation = kwargs["attn_implementation"]
 
 
 def is_lsg_config(config):

@@ -21,7 +21,7 @@ from .configuration_lsg import MAX_GLOBAL_TOKENS, LSGConfig
 
 logger = logging.get_logger(__name__)
 
-DEFAULT_LENGTH = 4096  # tokens
+DEFAULT_LENGTH, MAX_LENGTH = 4096, 2**24  # tokens
 
 # The Auto class and the LSG class of each architecture, by the name of the LSG class.
 ARCHITECTURES = {
@@ -76,16 +76,17 @@ class LSGConverter:
         dtype=None,
         token=None,
     ):
-        for name, value, minimum, example in (
+        length = DEFAULT_LENGTH if max_sequence_length is None else max_sequence_length
+        for name, value, minimum, maximum, example in (
             # <s>, one token and </s> is the least a tokenizer gives
-            ("max_sequence_length", DEFAULT_LENGTH if max_sequence_length is None else max_sequence_length, 3, 4096),
-            ("global_positional_stride", global_positional_stride, 1, 64),
-            ("seed", seed, 0, 123),
+            ("max_sequence_length", length, 3, MAX_LENGTH, 4096),
+            ("global_positional_stride", global_positional_stride, 1, MAX_LENGTH, 64),
+            ("seed", seed, 0, 2**63 - 1, 123),
         ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
                 raise ValueError(
-                    f"LSGConverter: `{name}` must be an int of at least {minimum}, got {value!r}; "
-                    f"{name}={example} would do."
+                    f"LSGConverter: `{name}` must be an int of at least {minimum} and at most {maximum}, got "
+                    f"{value!r}; {name}={example} would do."
                 )
         if isinstance(dtype, str):
             dtype = getattr(torch, dtype, dtype)
@@ -136,24 +137,20 @@ class LSGConverter:
         return model, tokenizer
 
     def _config(self, source, model_class, lsg_kwargs):
-        try:
-            config, unknown = LSGConfig.from_pretrained(
-                source, token=self.token, return_unused_kwargs=True, **lsg_kwargs
+        unknown = sorted(name for name in lsg_kwargs if not _is_field(name))
+        if unknown:
+            raise ValueError(
+                f"LSGConfig has no field {', '.join(map(repr, unknown))}. Its LSG fields are "
+                f"{', '.join(LSGConfig.lsg_fields())}."
             )
-            for name in ("num_hidden_layers", "pad_token_id"):
-                if not isinstance(getattr(config, name), int) or getattr(config, name) < 0:
-                    raise ValueError(f"{name} must be an int of at least 0, not {getattr(config, name)!r}")
+        try:
+            config = LSGConfig.from_pretrained(source, token=self.token, **lsg_kwargs)
             with torch.device("meta"):
                 model_class(config)
         except Exception as error:  # huggingface_hub and each layer raise their own
             if isinstance(error, ValueError) and str(error).startswith("LSGConfig"):
                 raise
             raise ValueError(f"No model can be made by the configuration of {source!r}: {_told(error)}.") from error
-        if unknown:
-            raise ValueError(
-                f"LSGConfig has no field {', '.join(map(repr, sorted(unknown)))}. Its LSG fields are "
-                f"{', '.join(LSGConfig.lsg_fields())}."
-            )
         config.architectures = [model_class.__name__]
         # The field may contradict the weights; left empty, transformers looks at the weights.
         config.dtype = None
@@ -225,7 +222,8 @@ class LSGConverter:
         model.tie_weights()
         unsound = sorted(name for name, weight in model.named_parameters() if not _is_finite(weight))
         if unsound:
-            logger.warning(f"The weights of {source} are not all finite: {_shortened(unsound)}.")
+            in_dtype = f" in {self.dtype}" if self.dtype else ""
+            logger.warning(f"The weights of {source} are not all finite{in_dtype}: {_shortened(unsound)}.")
         return model, is_lsg
 
     def _warn_of_idle_options(self, is_lsg):
@@ -258,12 +256,24 @@ class LSGConverter:
 
     def _global_table(self, word_table, position_table, tokenizer):
         """The 512 global tokens, `(512, hidden_size)`: words plus spread positions, `<s>` plus position 0 first."""
+        if self.random_global_init and not _is_finite(word_table):
+            raise ValueError(
+                "Global tokens cannot be drawn like word embeddings that are not all finite: repair the source, or "
+                "leave random_global_init out."
+            )
         if self.random_global_init:
             words = draw_like(word_table, MAX_GLOBAL_TOKENS, self.seed)
         else:
             words = _special_word(word_table, tokenizer, "mask_token").repeat(MAX_GLOBAL_TOKENS, 1)
         words[0] = _special_word(word_table, tokenizer, "bos_token", "cls_token")
         return words + position_table[spread_positions(len(position_table), self.global_positional_stride)]
+
+
+def _is_field(name):
+    """Whether a configuration has the field `name` and does not compute it."""
+    config = LSGConfig()
+    is_computed = getattr(getattr(LSGConfig, name, None), "fset", True) is None
+    return hasattr(config, name) and not callable(getattr(config, name)) and not is_computed
 
 
 def _is_finite(weight):
@@ -362,7 +372,7 @@ def _local_config(folder):
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} cannot be read: {first_line(error)}.") from error
     if not isinstance(config, dict):
         raise ValueError(f"{str(path)!r} must hold one JSON object, not {config!r}.")

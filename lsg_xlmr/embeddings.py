@@ -6,7 +6,7 @@ from torch import nn
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbeddings
 
 from .cache import CACHE
-from .checks import check_device, check_ids
+from .checks import check_ids, check_place
 from .configuration_lsg import MAX_GLOBAL_TOKENS
 from .dropout import LSGDropout
 
@@ -33,11 +33,16 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
         """
         cache_length = kwargs.get(f"{CACHE}_length", 0)
         shape = (inputs_embeds if input_ids is None else input_ids).shape[:2]
-        self._check_length(shape, input_ids, position_ids, cache_length)
+        if 0 in shape:
+            raise ValueError(f"The input has {shape[0]} texts of {shape[1]} tokens: give one of each at least.")
         check_ids("position_ids", position_ids, self.config.max_position_embeddings, shape)
         check_ids("token_type_ids", token_type_ids, self.config.type_vocab_size, shape)
+        self._check_length(shape[1], input_ids, position_ids, cache_length)
         if not hasattr(self, "_hf_hook"):  # by which accelerate moves what comes
-            check_device("input_ids", input_ids, self.word_embeddings.weight)
+            inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+            inputs |= {"position_ids": position_ids, "token_type_ids": token_type_ids}
+            for name, value in inputs.items():
+                check_place(name, value, self.LayerNorm.weight)
         embeddings = super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, cache_length)
         if self.config.is_stock or cache_length:
             return embeddings
@@ -45,10 +50,8 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
         global_embeddings = self.LayerNorm(self.global_embeddings(index)).expand(embeddings.shape[0], -1, -1)
         return torch.cat([self.dropout(global_embeddings), embeddings], dim=1)
 
-    def _check_length(self, shape, input_ids, position_ids, cache_length):
-        if 0 in shape:
-            raise ValueError(f"The input has {shape[0]} texts of {shape[1]} tokens: give one of each at least.")
-        length = cache_length + shape[1]
+    def _check_length(self, num_tokens, input_ids, position_ids, cache_length):
+        length = cache_length + num_tokens
         maximum = self.config.max_sequence_length
         if length > maximum:
             # Padding takes no position, and positions may be given: only then is the input itself looked at.

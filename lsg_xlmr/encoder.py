@@ -3,7 +3,6 @@
 
 import torch
 from torch import nn
-from transformers import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.xlm_roberta.modeling_xlm_roberta import (
     XLMRobertaEncoder,
@@ -14,7 +13,7 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import (
 from transformers.utils import logging
 
 from .attention import lsg_attention
-from .cache import CACHE, LSGCacheLayer
+from .cache import CACHE, LSGCacheLayer, self_attention_cache
 from .causal_attention import causal_attention
 from .causal_pattern import CausalInputs
 from .checks import check_states
@@ -91,12 +90,12 @@ class LSGAttention(XLMRobertaSelfAttention):
 
     def _causal_inputs(self, query, key, value, mask, cache, arguments):
         """What causal attention works on, taken from and left in `cache`."""
-        layer = None if cache is None else LSGCacheLayer.of(cache, self.layer_idx, self.config)
-        past, first_query = (None, None) if layer is None else (layer.sparse, layer.first_query)
-        if layer is not None:
-            key, value = (cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache).update(
-                key, value, self.layer_idx
-            )
+        layer = past = first_query = None
+        if cache is not None:
+            cache = self_attention_cache(cache)
+            layer = LSGCacheLayer.of(cache, self.layer_idx, self.config)
+            past, first_query = layer.sparse, layer.first_query
+            key, value = cache.update(key, value, self.layer_idx)
         if mask is not None:  # of all tokens, of which the cache has the last
             globals_mask, mask = mask.tensor_split([self.config.num_global_tokens], dim=1)
             num_tokens = key.shape[2] - self.config.num_global_tokens

@@ -33,7 +33,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.import_utils import is_tracing
 
 from .attention import IMPLEMENTATIONS
-from .cache import CACHE
+from .cache import CACHE, self_attention_cache
 from .checks import check_ids, check_mask, check_states
 from .configuration_lsg import LSGConfig, LSGXLMRobertaConfig
 from .embeddings import LSGEmbeddings
@@ -134,7 +134,7 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
     """The bare encoder, [`~transformers.XLMRobertaModel`] with LSG attention. `hidden_states` are the tokens' only."""
 
     def __init__(self, config, add_pooling_layer=True):
-        config.validate_lsg()
+        _validate(config)
         XLMRobertaPreTrainedModel.__init__(self, config)
         self.gradient_checkpointing = False
         self.embeddings = LSGEmbeddings(config)
@@ -150,12 +150,16 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
         token_type_ids=None,
         position_ids=None,
         inputs_embeds=None,
+        *args,
         **kwargs,
     ):
-        # Here, because the stock forward of transformers 5.0 takes the input apart before the embeddings see it.
+        # Here, because the stock forward takes these apart before the embeddings see them.
         check_ids("input_ids", input_ids, self.config.vocab_size)
         check_states("inputs_embeds", inputs_embeds, self.config.hidden_size)
-        return super().forward(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        if kwargs.get(CACHE) is not None and not self.config.is_stock:
+            self_attention_cache(kwargs[CACHE])
+        inputs = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+        return super().forward(*inputs, *args, **kwargs)
 
     def _create_attention_masks(
         self,
@@ -201,10 +205,20 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
         return pad(pad(mask, (0, padding), value=False), (num_global_tokens, 0), value=True)
 
 
+def _validate(config):
+    if not hasattr(config, "validate_lsg"):
+        raise TypeError(
+            f"LSG models take an LSGConfig, got {type(config).__name__}: LSGConfig(**config.to_dict()) makes one of "
+            "XLM-RoBERTa's."
+        )
+    config.validate_lsg()
+
+
 class _LSGHead:
     """Puts [`LSGXLMRobertaModel`] in the place of the stock encoder under a stock head."""
 
     def __init__(self, config):
+        _validate(config)
         num_hidden_layers = config.num_hidden_layers
         with no_init_weights():
             # The stock encoder goes again: with one layer, and no initial weights, it costs neither time nor memory.
@@ -270,18 +284,23 @@ class LSGXLMRobertaForCausalLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobert
         [`~transformers.GenerationMixin.generate`].
 
         Raises:
-            ValueError: the model is no decoder.
+            ValueError: the model is no decoder, or is given positions.
         """
         if not self.config.is_decoder:
             raise ValueError("A model that sees both sides cannot generate: load it with is_decoder=True.")
+        if kwargs.get("position_ids") is not None and not self.config.is_stock:
+            raise ValueError("`generate` counts positions itself, by the attention_mask: leave `position_ids` out.")
         return super().generate(*args, **kwargs)
 
+    # By its signature transformers sees that a prompt may be embeddings.
+    @wraps(XLMRobertaForCausalLM.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(self, *args, **kwargs):
-        """[`~transformers.GenerationMixin.prepare_inputs_for_generation`] with XLM-RoBERTa's own positions."""
+        if kwargs.get(CACHE) is not None and not self.config.is_stock:
+            self_attention_cache(kwargs[CACHE])
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
         position_ids, mask = inputs.get("position_ids"), inputs.get("attention_mask")
         if position_ids is not None and not self.config.is_stock:
-            # transformers counts from 0, XLM-RoBERTa from after the position of padding.
+            # XLM-RoBERTa's own: transformers counts from 0, it from after the position of padding.
             padding_idx = self.config.pad_token_id
             if mask is None:
                 position_ids = position_ids + padding_idx + 1

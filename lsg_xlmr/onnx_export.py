@@ -77,8 +77,10 @@ def export_onnx(folder, int8=False, overwrite=False, opset_version=OPSET):
 def require_onnx():
     """
     Raises:
-        ImportError: a package that writes or runs ONNX files is missing.
+        ImportError: a package that writes or runs ONNX files is missing, or torch is too old.
     """
+    if not hasattr(torch.onnx, "ops"):
+        raise ImportError(f"ONNX files need torch 2.8 or newer, and this is {torch.__version__}: pip install -U torch")
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise ImportError(

@@ -14,7 +14,7 @@ from lsg_xlmr import (
 )
 
 
-IDS = torch.randint(5, 99, (2, 24))
+IDS = torch.arange(20, 68).view(2, 24)
 
 
 @pytest.fixture
@@ -65,6 +65,17 @@ def model(tiny_config):
         ({"inputs_embeds": torch.zeros(2, 0, 32)}, "2 texts of 0 tokens"),
         ({"inputs_embeds": torch.zeros(2, 144, 32)}, "has 144 tokens, but the model has positions for 128"),
         ({"input_ids": IDS.to("meta")}, "`input_ids` is on the device meta, and the model on cpu"),
+        ({"input_ids": IDS, "position_ids": IDS.to("meta")}, "`position_ids` is on the device meta"),
+        ({"input_ids": IDS, "token_type_ids": IDS.to("meta")}, "`token_type_ids` is on the device meta"),
+        ({"inputs_embeds": torch.zeros(2, 24, 32).double()}, "is of torch.float64, and the model's weights of .*32"),
+        ({"input_ids": IDS.to_sparse()}, "`input_ids` must be an ordinary tensor, not a sparse or nested one"),
+        ({"input_ids": IDS, "attention_mask": IDS.to_sparse()}, "`attention_mask` must be an ordinary tensor"),
+        ({"input_ids": torch.nested.as_nested_tensor([IDS[0], IDS[1, :9]])}, "must be an ordinary tensor"),
+        (
+            {"input_ids": IDS, "attention_mask": -10000 * (IDS > 9)},
+            "`attention_mask` holds -10000, where LSG",
+        ),
+        ({"input_ids": IDS.repeat(1, 6), "position_ids": IDS[:0]}, r"`position_ids` has shape \(0, 24\)"),
     ],
 )
 def test_inputs(model, inputs, words):
@@ -97,6 +108,9 @@ SPARSE, SEVERAL = {"sparse_prediction": True}, {"problem_type": "multi_label_cla
     [
         ("masked", {}, {"labels": IDS[:, :20]}, r"`labels` must be of shape \(2, 24\), got \(2, 20\)"),
         ("masked", {}, {"labels": IDS[0]}, r"`labels` must be of shape \(2, 24\), got \(24,\)"),
+        ("masked", {}, {"labels": IDS.T}, r"`labels` must be of shape \(2, 24\), got \(24, 2\)"),
+        ("masked", {}, {"labels": IDS.flatten()}, r"`labels` must be of shape \(2, 24\), got \(48,\)"),
+        ("masked", SPARSE, {"labels": IDS.T}, r"`labels` must be of shape \(2, 24\)"),
         ("masked", {}, {"labels": IDS + 90}, r"`labels` holds 1\d\d, and must be from 0 to 98, or -100"),
         ("masked", {}, {"labels": IDS - 99}, "`labels` holds -.*from 0 to 98"),
         ("masked", {}, {"labels": IDS.float()}, "`labels` must be int64, got torch.float32"),
@@ -104,6 +118,7 @@ SPARSE, SEVERAL = {"sparse_prediction": True}, {"problem_type": "multi_label_cla
         ("masked", SPARSE, {"labels": IDS[:, :20]}, r"`labels` must be of shape \(2, 24\)"),
         ("masked", SPARSE, {"labels": IDS + 90}, "`labels` holds 1.*from 0 to 98"),
         ("causal", {}, {"labels": IDS[:, :20]}, r"`labels` must be of shape \(2, 24\)"),
+        ("causal", {}, {"labels": IDS.view(4, 12)}, r"`labels` must be of shape \(2, 24\), got \(4, 12\)"),
         ("causal", {}, {"labels": IDS + 90}, "`labels` holds 1.*from 0 to 98"),
         ("causal", {}, {"labels": IDS.float()}, "`labels` must be int64"),
         ("text", {}, {"labels": ONE + 1}, "`labels` holds 2, and must be from 0 to 1"),
@@ -115,6 +130,7 @@ SPARSE, SEVERAL = {"sparse_prediction": True}, {"problem_type": "multi_label_cla
         ("text", SEVERAL, {"labels": torch.zeros(2, 3)}, r"`labels` must be of shape \(2, 2\)"),
         ("text", {"num_labels": 1}, {"labels": torch.zeros(2, 3)}, r"`labels` must be of shape \(2,\)"),
         ("token", {}, {"labels": IDS}, "`labels` holds .*from 0 to 1"),
+        ("token", {}, {"labels": IDS.T % 2}, r"`labels` must be of shape \(2, 24\), got \(24, 2\)"),
         ("token", {}, {"labels": IDS[:, :20] % 2}, r"`labels` must be of shape \(2, 24\)"),
         ("token", {}, {"labels": (IDS % 2).bool()}, "`labels` must be int64, got torch.bool"),
         ("answer", {}, {"start_positions": ONE}, "`start_positions` and `end_positions` must be given both"),
@@ -129,6 +145,12 @@ def test_labels(tiny_config, head, fields, labels, words):
     model = HEADS[head](tiny_config(is_decoder=head == "causal", **fields))
     with pytest.raises(ValueError, match=words):
         model(IDS[:, None].expand(2, 3, 24) if head == "choice" else IDS, **labels)
+
+
+def test_labels_by_their_place(tiny_config):
+    model = HEADS["text"](tiny_config())
+    with pytest.raises(ValueError, match="`labels` holds 2, and must be from 0 to 1"):
+        model(IDS, None, None, None, None, ONE + 1)
 
 
 def test_a_kind_of_problem_that_there_is_not(tiny_config):

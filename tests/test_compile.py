@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging import version
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from lsg_xlmr.conversion import ARCHITECTURES
 
+
+pytestmark = pytest.mark.skipif(
+    version.parse(torch.__version__) < version.parse("2.7"),
+    reason="torch 2.6 compiles no transformers 5 model whole",
+)
 
 ROOT = Path(__file__).parent.parent
 HEADS = {name: model_class for name, (_, model_class) in ARCHITECTURES.items()}
@@ -80,6 +86,18 @@ def test_every_sparsity_type_answers_as_without(tiny_config, sparsity_type):
     with torch.no_grad():
         expected, found = (f(**inputs).last_hidden_state[seen] for f in (model, function))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("length", [11, 61])
+def test_a_decoder_in_one_graph(tiny_config, length):
+    model = HEADS["LSGXLMRobertaForCausalLM"](tiny_config(is_decoder=True)).eval()
+    function, counter = compiled(model)
+    ids = batch(4, length)["input_ids"]
+    with torch.no_grad():
+        expected, found = (f(ids, use_cache=False).logits for f in (model, function))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.compile

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import XLMRobertaConfig
 
-from lsg_xlmr import LSGConfig, LSGXLMRobertaConfig
+from lsg_xlmr import LSGConfig, LSGXLMRobertaConfig, LSGXLMRobertaForMaskedLM, LSGXLMRobertaModel
 
 
 ROOT = Path(__file__).parents[1]
@@ -33,12 +33,30 @@ BAD_VALUES = [
     ("lsh_num_pre_rounds", -1),
     ("lsh_seed", -1),
     ("lsh_seed", 1.5),
+    ("block_size", 2**31 - 1),
+    ("block_size", 10**30),
+    ("sparsity_factor", 10**30),
+    ("lsh_num_pre_rounds", 10**9),
+    ("sparse_pred_ignore_index", 10**30),
+    ("vocab_size", 0),
+    ("vocab_size", 10**12),
+    ("hidden_size", -1),
+    ("num_hidden_layers", -1),
+    ("num_attention_heads", -2),
+    ("num_attention_heads", 0),
+    ("intermediate_size", 0),
+    ("type_vocab_size", 0),
+    ("pad_token_id", None),
+    ("pad_token_id", -3),
+    ("pad_token_id", 250002),
+    ("max_position_embeddings", 2),
+    ("max_position_embeddings", 10**30),
+    ("hidden_act", "telepathy"),
     *(
         (name, value)
         for name in LSGConfig.lsg_fields()
         for value in (None, "many", 2.5, [1], {}, -(2**70), float("nan"))
         if (name, value) != ("sparsity_type", None)  # another name of "none"
-        and (name, value) != ("sparse_pred_ignore_index", -(2**70))  # any int will do
     ),
 ]
 
@@ -78,8 +96,6 @@ def test_a_bad_value_is_refused_wherever_it_comes_from(name, value, tmp_path):
 
 
 def test_a_bad_value_set_later_is_refused_on_save_and_by_the_model(tmp_path):
-    from lsg_xlmr import LSGXLMRobertaModel
-
     config = LSGConfig()
     config.block_size = 7
     for route in (lambda: config.save_pretrained(tmp_path / "out"), lambda: LSGXLMRobertaModel(config)):
@@ -146,3 +162,10 @@ def test_the_code_travels_from_where_the_configuration_was_loaded(module, tmp_pa
     config.save_pretrained(tmp_path / "saved")  # where all is there already
     with pytest.raises(OSError, match="modeling_lsg_xlm_roberta.py belongs beside config.json, and is no longer in"):
         config.save_pretrained(tmp_path / "new")
+
+
+@pytest.mark.parametrize("model_class", [LSGXLMRobertaModel, LSGXLMRobertaForMaskedLM])
+@pytest.mark.parametrize("config", [XLMRobertaConfig(), None, {}], ids=lambda x: type(x).__name__)
+def test_a_model_of_another_configuration(model_class, config):
+    with pytest.raises(TypeError, match=f"take an LSGConfig, got {type(config).__name__}: LSGConfig"):
+        model_class(config)

@@ -164,6 +164,33 @@ def test_left_padding_changes_nothing_within_two_blocks(decoder, token_ids):
         torch.testing.assert_close(one[1], other[0], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("padded", [False, True], ids=["full", "left-padded"])
+def test_generation_from_embeddings(decoder, token_ids, use_cache, padded):
+    model = decoder()
+    inputs = left_padded(token_ids(2, 21), 21, 11) if padded else {"input_ids": token_ids(2, 21)}
+    expected = model.generate(**inputs, max_new_tokens=20, **GREEDY).sequences[:, 21:]
+    embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
+    found = model.generate(inputs_embeds=embeds, **inputs, max_new_tokens=20, use_cache=use_cache, **GREEDY)
+    assert torch.equal(found.sequences, expected)
+
+
+@pytest.mark.parametrize("sparsity_type", ["none", "norm"])
+def test_the_first_token_alone_sees_the_globals_where_it_is_masked_as_a_key(decoder, token_ids, sparsity_type):
+    ids = token_ids(2, 45)
+    mask = torch.ones_like(ids)
+    mask[1, 1:] = 0  # all that is left of the second text is hidden as a key
+    logits = {}
+    for implementation in ("sdpa", "eager"):
+        torch.manual_seed(0)
+        fields = {"mask_first_token": True, "sparsity_type": sparsity_type, "attn_implementation": implementation}
+        model = decoder(**fields)
+        with torch.no_grad():
+            logits[implementation] = model(ids, attention_mask=mask).logits[:, 0]
+            torch.testing.assert_close(model(ids[:, :1]).logits[:, 0], logits[implementation], rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits["sdpa"], logits["eager"], rtol=0, atol=1e-5)
+
+
 def test_generation_goes_on_from_a_cache(decoder, token_ids):
     model = decoder()
     expected = model.generate(token_ids(1, 21), max_new_tokens=40, **GREEDY)
@@ -191,8 +218,17 @@ def test_what_is_no_decoder_does_not_generate(decoder, token_ids):
         decoder(is_decoder=False).generate(token_ids(1, 5), max_new_tokens=2)
 
 
+def test_positions_are_not_given_to_generate(decoder, token_ids):
+    with pytest.raises(ValueError, match="counts positions itself, by the attention_mask: leave `position_ids` out"):
+        decoder().generate(token_ids(1, 5), position_ids=torch.arange(5)[None], max_new_tokens=2)
+
+
 def test_caches_that_are_of_no_use(decoder, token_ids):
     model, ids = decoder(), token_ids(1, 20)
+    with pytest.raises(ValueError, match="in a DynamicCache, not in a tuple"):
+        model(ids, **{CACHE: ((ids, ids),)})
+    with pytest.raises(ValueError, match="in a DynamicCache, not in a StaticCache"):
+        model.generate(ids, cache_implementation="static", max_new_tokens=2)
     with pytest.raises(ValueError, match="in a DynamicCache, not in a StaticCache"):
         model(ids, **{CACHE: StaticCache(config=model.config, max_cache_len=64)}, use_cache=True)
     cache = decoder(dense_decoder=True)(ids, use_cache=True)[CACHE]

@@ -12,6 +12,8 @@ from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
     EncoderDecoderModel,
+    GPT2Config,
+    GPT2LMHeadModel,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     XLMRobertaConfig,
@@ -19,7 +21,13 @@ from transformers import (
     XLMRobertaForMaskedLM,
 )
 
-from lsg_xlmr import LSGConverter, LSGEncoderDecoderModel, LSGXLMRobertaForCausalLM, LSGXLMRobertaForMaskedLM
+from lsg_xlmr import (
+    LSGConfig,
+    LSGConverter,
+    LSGEncoderDecoderModel,
+    LSGXLMRobertaForCausalLM,
+    LSGXLMRobertaForMaskedLM,
+)
 
 
 TINY = Path(__file__).parents[1] / "models" / "tiny-xlm-roberta"
@@ -112,6 +120,21 @@ def test_generation_with_and_without_cache(put_together, inputs, name, num_beams
     assert len(found.unique()) > 3
 
 
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("masked", [True, False])
+def test_generation_after_prompts_padded_on_the_left(put_together, inputs, token_ids, name, masked):
+    model = put_together(name)
+    prompts = token_ids(2, 9)
+    prompts[1, :4] = 1
+    mask = {"decoder_attention_mask": (prompts != 1).long()} if masked else {}
+    settings = {**GREEDY, **mask, "output_logits": True, "return_dict_in_generate": True}
+    found, expected = (
+        torch.stack(model.generate(**inputs, decoder_input_ids=prompts, use_cache=x, **settings).logits)
+        for x in (True, False)
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 def test_a_text_generates_the_same_alone_and_in_a_batch(put_together, inputs):
     model = put_together()
     found = model.generate(**inputs, **GREEDY)
@@ -134,9 +157,28 @@ def test_saved_and_loaded_in_a_fresh_process(put_together, inputs, tmp_path, sto
         torch.testing.assert_close(weights, {key: model.state_dict()[key] for key in weights}, rtol=0, atol=0)
 
 
-def test_put_together_by_hand(put_together, inputs, tmp_path):
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("eager", ("eager", "eager", "eager")),
+        ({"encoder": "eager"}, ("sdpa", "eager", "sdpa")),
+        ({"encoder": "sdpa", "decoder": "eager"}, ("sdpa", "sdpa", "eager")),
+    ],
+)
+def test_attention_by_the_auto_class(put_together, tmp_path, asked, expected):
+    put_together().save_pretrained(tmp_path / "saved")
+    model = AutoModelForSeq2SeqLM.from_pretrained(
+        tmp_path / "saved", trust_remote_code=True, attn_implementation=asked
+    )
+    assert tuple(part.config._attn_implementation for part in (model, model.encoder, model.decoder)) == expected
+
+
+def test_put_together_by_hand(put_together, inputs, token_ids, tmp_path):
     parts = put_together()
     model = LSGEncoderDecoderModel(encoder=parts.encoder, decoder=parts.decoder)
+    labels = token_ids(2, 7)
+    torch.testing.assert_close(model(**inputs, labels=labels).loss, parts(**inputs, labels=labels).loss)
+    assert model.generation_config.to_dict() == parts.generation_config.to_dict()
     model.save_pretrained(tmp_path / "saved")
     again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "saved", trust_remote_code=True).eval()
     assert again.config.encoder.num_global_tokens == again.config.decoder.num_global_tokens == 2
@@ -152,6 +194,82 @@ def test_fields_of_either_part(put_together):
     assert model.encoder.config._attn_implementation == "eager"
     with pytest.raises(ValueError, match="LSGConfig: `block_size` must be an int of at least 1, got 0"):
         put_together(encoder_block_size=0)
+
+
+def test_parts_by_their_configurations(put_together, folders):
+    own = LSGConfig.from_pretrained(folders["lsg"], block_size=16)
+    model = put_together(encoder_config=own, decoder_config=own)
+    assert (model.encoder.config.block_size, model.decoder.config.block_size) == (16, 16)
+    assert (model.encoder.config.is_decoder, model.decoder.config.is_decoder) == (False, True)
+    assert not own.is_decoder
+
+
+def test_parts_that_are_loaded(put_together):
+    parts = put_together()
+    model = LSGEncoderDecoderModel.from_encoder_decoder_pretrained(
+        encoder_model=parts.encoder, decoder_model=parts.decoder
+    )
+    assert model.encoder is parts.encoder and model.decoder is parts.decoder
+    with pytest.raises(ValueError, match="There is no decoder: give .* as `decoder_model`"):
+        LSGEncoderDecoderModel.from_encoder_decoder_pretrained(encoder_model=parts.encoder)
+
+
+@pytest.mark.parametrize("encoder", ["lsg", "stock"])
+def test_a_decoder_of_another_kind(folders, inputs, token_ids, tmp_path, encoder):
+    config = GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=3, eos_token_id=4)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    load = LSGEncoderDecoderModel.from_encoder_decoder_pretrained
+    model = load(folders[encoder], tmp_path / "gpt2", pad_token_id=1)
+    assert type(model.decoder) is GPT2LMHeadModel and model.decoder.config.is_decoder
+    assert (model.config.decoder_start_token_id, model.config.eos_token_id, model.config.pad_token_id) == (3, 4, 1)
+    model(**inputs, labels=token_ids(2, 7)).loss.backward()
+    assert all(part.grad.abs().sum() > 0 for name, part in model.named_parameters() if "crossattention.q" in name)
+
+
+def test_special_tokens_of_the_configuration(put_together):
+    model = put_together(decoder_start_token_id=5, eos_token_id=6)
+    for config in (model.config, model.generation_config):
+        assert (config.decoder_start_token_id, config.eos_token_id, config.pad_token_id) == (5, 6, 1)
+    again = LSGEncoderDecoderModel(model.config, model.encoder, model.decoder)
+    assert again.config.decoder_start_token_id == 5
+
+
+@pytest.mark.parametrize("dtype", ["auto", torch.bfloat16])
+def test_dtype_of_a_part(put_together, dtype):
+    model = put_together(decoder_dtype=dtype)
+    assert model.encoder.dtype == torch.float32
+    assert model.decoder.dtype == (torch.float32 if dtype == "auto" else dtype)
+
+
+@torch.no_grad()
+def test_inputs_by_position(put_together, inputs, token_ids):
+    model = put_together()
+    ids, labels = token_ids(2, 7), token_ids(2, 7)
+    expected = model(**inputs, decoder_input_ids=ids, labels=labels)
+    given = (*inputs.values(), ids)
+    for found in (model(*given, labels=labels), model(*given, *[None] * 5, labels)):
+        torch.testing.assert_close((found.loss, found.logits), (expected.loss, expected.logits), rtol=0, atol=0)
+    with pytest.raises(TypeError, match="multiple values for argument 'input_ids'"):
+        model(*given, input_ids=ids)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.full((2, 7), 197), r"`labels` holds 197, and must be from 0 to 98, or -100"),
+        (torch.tensor([[5, 197]] * 2), r"`labels` holds 197, and must be from 0 to 98, or -100"),
+        (torch.full((2, 7), -1), r"`labels` holds -1, and must be from 0 to 98, or -100"),
+        (torch.full((1, 7), 5), r"`labels` must be of shape \(2, 7\), got \(1, 7\)"),
+        (torch.full((7,), 5), r"`labels` must be of shape \(2, length\), got \(7,\)"),
+        (torch.full((2, 7, 1), 5), r"`labels` must be of shape \(2, length\), got \(2, 7, 1\)"),
+        (torch.full((2, 7), 5.0), r"`labels` must be int64, got torch.float32"),
+        ([[5] * 7] * 2, r"`labels` must be a torch.Tensor, got list"),
+    ],
+)
+@pytest.mark.parametrize("name", DECODERS)
+def test_what_is_wrong_with_labels(put_together, inputs, name, labels, message):
+    with pytest.raises(ValueError, match=message):
+        put_together(name)(**inputs, labels=labels)
 
 
 def test_the_parts_of_a_batch_give_the_gradients_of_the_whole(put_together, inputs, token_ids):

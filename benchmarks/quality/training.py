@@ -27,8 +27,10 @@ def fit(model, tokenizer, dataset, collator, output, trainer_class=Trainer, **fi
         return output
     folder = output.with_name(f"{output.name}-steps")
     on_gpu = torch.cuda.is_available()
+    # Which torch 2.6 cannot tell.
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     defaults = {
-        "bf16": on_gpu or torch.cpu.get_capabilities().get("avx512_bf16", False),
+        "bf16": on_gpu or capabilities.get("avx512_bf16", False),
         "use_cpu": not on_gpu,
         "seed": SEED,
         "num_train_epochs": 1,
