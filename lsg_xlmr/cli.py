@@ -59,6 +59,8 @@ class _Stopped(BaseException):
 @contextmanager
 def _stoppable():
     def stop(number, frame):
+        for other in numbers:  # one is enough: a second would interrupt the cleaning
+            signal.signal(other, signal.SIG_IGN)
         raise _Stopped(number)
 
     # Signals belong to the main thread, and to the caller again at the end.

@@ -4,7 +4,6 @@ Makes an LSG checkpoint from an XLM-RoBERTa one, without training: the position 
 length, the global tokens are made of embeddings that are there already, every other weight is carried over.
 """
 
-import json
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,6 +16,7 @@ from transformers.utils import logging
 
 from . import modeling_lsg_xlm_roberta
 from .configuration_lsg import MAX_GLOBAL_TOKENS, LSGConfig
+from .folder import read_json
 
 
 logger = logging.get_logger(__name__)
@@ -357,7 +357,11 @@ def read_config(source, token=None):
             f"There is no folder {source!r}. Name the folder of a checkpoint, or a model of the hub such as "
             "'FacebookAI/xlm-roberta-base'."
         )
-    config = _local_config(Path(source)) if Path(source).is_dir() else _hub_config(source, token)
+    if Path(source).is_dir():
+        path = Path(source, "config.json")
+        config = read_json(path, dict) if path.is_file() else None
+    else:
+        config = _hub_config(source, token)
     if not config:
         raise ValueError(f"{source!r} is not a checkpoint: it has no config.json.")
     if config.get("model_type") != "xlm-roberta":
@@ -365,17 +369,6 @@ def read_config(source, token=None):
             f"{source!r} is not an XLM-RoBERTa checkpoint: its model_type is {config.get('model_type')!r}, and only "
             "'xlm-roberta' can be converted."
         )
-    return config
-
-
-def _local_config(folder):
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read: {first_line(error)}.") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{str(path)!r} must hold one JSON object, not {config!r}.")
     return config
 
 

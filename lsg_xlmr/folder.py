@@ -2,8 +2,10 @@
 """What the folder of a converted checkpoint holds beside what transformers writes."""
 
 import json
+import re
 import shutil
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -15,16 +17,64 @@ from safetensors import SafetensorError, safe_open
 # modules (1_Pooling, 2_Dense, ...) of sentence-transformers.
 SIDE_FILES = ("README.md", "*.json", "sentencepiece.bpe.model", "[0-9]_*/*")
 WEIGHT_FILES = ("*.safetensors", "*.bin")
+# Those that go along as they are.
+COPIED_FILES = ("*tokenizer.json", "*sentence*.json", "modules.json", "sentencepiece.bpe.model", "[0-9]_*/**/*")
+MODULE_FOLDER = re.compile(r"[0-9]_\w+")
 
 
 def side_files(source, token=None):
     """
     Returns:
         `Path`: a folder with the source's files, a hub model's without its weights.
+
+    Raises:
+        ValueError: a file that would be copied is a link out of the folder, or weights are said to be outside.
     """
     if Path(source).is_dir():
+        _check_inside(Path(source))
         return Path(source)
     return Path(snapshot_download(str(source), token=token, allow_patterns=SIDE_FILES))
+
+
+def is_inside(path, folder):
+    """Whether `path` leads to something in `folder`, or in the store of the hub's cache that `folder` is a part of."""
+    folder = folder.resolve()
+    store = folder.parents[1] / "blobs" if folder.parent.name == "snapshots" else folder
+    try:
+        return any(path.resolve().is_relative_to(place) for place in (folder, store))
+    except (OSError, RuntimeError):  # a link to itself
+        return False
+
+
+def read_json(path, kind=object):
+    """
+    Returns:
+        what is in the JSON file `path`, which must be of the type `kind`.
+
+    Raises:
+        ValueError: it cannot be read, or is something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"{str(path)!r} must hold one JSON {'object' if kind is dict else 'list'}, not {content!r}.")
+    return content
+
+
+def _check_inside(folder):
+    for path in chain.from_iterable(folder.glob(pattern) for pattern in COPIED_FILES):
+        if not is_inside(path, folder):
+            raise ValueError(
+                f"{str(path)!r} is a link out of the folder, and what it leads to would be copied: refused. Put the "
+                "file itself there."
+            )
+    for index in chain(folder.glob("*.safetensors.index.json"), folder.glob("*.bin.index.json")):
+        shards = read_json(index, dict).get("weight_map")
+        for shard in shards.values() if isinstance(shards, dict) else ():
+            if Path(str(shard)).name != shard:
+                raise ValueError(f"{str(index)!r} names {shard!r}, which is not a file beside it: refused.")
 
 
 @contextmanager
@@ -113,7 +163,7 @@ def _copy_sentence_transformers(source_files, folder, max_sequence_length):
         if (source_files / name).is_file():
             shutil.copyfile(source_files / name, folder / name)
     settings = source_files / "sentence_bert_config.json"
-    settings = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    settings = read_json(settings, dict) if settings.is_file() else {}
     settings["max_seq_length"] = max_sequence_length
     (folder / "sentence_bert_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     for path in _module_folders(source_files):
@@ -124,12 +174,15 @@ def _copy_sentence_transformers(source_files, folder, max_sequence_length):
 
 def _module_folders(source_files):
     """The folders of the modules but the transformer's, whose path is empty: it is the source itself."""
+    modules = read_json(source_files / "modules.json", list)
     try:
-        modules = json.loads((source_files / "modules.json").read_text(encoding="utf-8"))
-        paths = [str(module["path"]) for module in modules if module["path"]]
-    except (ValueError, TypeError, KeyError) as error:
+        paths = [module["path"] for module in modules if module["path"] != ""]
+    except (TypeError, KeyError) as error:
         raise ValueError(f"modules.json is no list of modules, each with a path: {error!r}.") from error
-    for path in paths:  # what it names is copied: it may be no other folder of this machine
-        if not (source_files / path).resolve().is_relative_to(source_files.resolve()):
-            raise ValueError(f"modules.json names {path!r}, which is outside the folder: refused.")
+    for path in paths:  # what it names is copied: it may be no other folder of this machine, nor the whole source
+        is_module = isinstance(path, str) and MODULE_FOLDER.fullmatch(path)
+        if not is_module or not is_inside(source_files / path, source_files):
+            raise ValueError(
+                f"modules.json names {path!r}, which is not a module's folder like 1_Pooling: refused."
+            )
     return paths

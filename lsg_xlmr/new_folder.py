@@ -2,8 +2,9 @@
 """A folder that is written whole or not at all."""
 
 import hashlib
+import json
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path
@@ -11,20 +12,29 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 
+SHARD = f"{'[0-9]' * 5}-of-{'[0-9]' * 5}"
+CHECKPOINT_WEIGHTS = (
+    *("model.safetensors", f"model-{SHARD}.safetensors", "pytorch_model.bin", f"pytorch_model-{SHARD}.bin"),
+)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+ONNX_FILES = (
+    *("model.onnx", "model.onnx[._]data", "model_*.onnx", "model_*.onnx[._]data", "config.json", "ort_config.json"),
+    *TOKENIZER_FILES,
+)
+# What an export that was killed has left.
+ONNX_WORK = f".onnx-{'[0-9a-f]' * 8}"
 # What a checkpoint may hold; a folder that holds anything else is not replaced. The state of a training (optimizer.pt,
 # trainer_state.json) is not among it: no conversion would give it back.
 CHECKPOINT_FILES = (
-    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
-    *("pytorch_model*.bin", "pytorch_model.bin.index.json", "training_args.bin"),
-    *("configuration_lsg.py", "modeling_lsg_*.py", "__pycache__/*.pyc"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "*.bpe.model"),
+    *("config.json", "generation_config.json", *CHECKPOINT_WEIGHTS, "model.safetensors.index.json"),
+    *("pytorch_model.bin.index.json", "training_args.bin"),
+    *("configuration_lsg.py", "modeling_lsg_xlm_roberta.py", "__pycache__/*.pyc"),
+    *(*TOKENIZER_FILES, "sentencepiece.bpe.model"),
     *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
-    *("[0-9]_*/config.json", "[0-9]_*/model.safetensors", "[0-9]_*/pytorch_model.bin"),
-    *("README.md", "LICENSE", ".gitattributes", "onnx/*.onnx", "onnx/*.onnx[._]data", "onnx/*.json"),
-    *(".onnx-????????/*", ".onnx-????????/*/*", ".README.md.new"),  # of an export that was killed
+    *("[0-9]_[A-Z]*/config.json", "[0-9]_[A-Z]*/model.safetensors", "[0-9]_[A-Z]*/pytorch_model.bin"),
+    *("README.md", "LICENSE", ".gitattributes", ".README.md.new", f"{ONNX_WORK}/lock"),
+    *(f"{folder}/{file}" for folder in ("onnx", f"{ONNX_WORK}/new", f"{ONNX_WORK}/old") for file in ONNX_FILES),
 )
-CHECKPOINT_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
-ONNX_FILES = ("*.onnx", "*.onnx[._]data", "*.json")
 
 
 @contextmanager
@@ -44,7 +54,11 @@ def new_folder(target, overwrite=False, sources=(), replaceable=CHECKPOINT_FILES
         ValueError: `target` may not be written, or another process is writing it.
         OSError: it cannot be, for want of permission or space.
     """
-    name, target = target, Path(target).resolve()
+    name = target
+    try:
+        target = Path(target).resolve()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{str(name)!r} leads nowhere: {error}. Name a new folder.") from error
     _check_place(name, target, sources)
     # On the same file system, so that the moves at the end are only changes of name; by the whole path, since the
     # parents of another target of this name may be missing too.
@@ -71,9 +85,8 @@ def _locked(work, target, name):
             lock.release()
             try:
                 work.mkdir(exist_ok=True)
-                lock.acquire(timeout=0)
-            except FileNotFoundError:
-                continue
+                with suppress(FileNotFoundError):
+                    lock.acquire(timeout=0)
             except Timeout:
                 message = f"Another process is writing {str(name)!r}: wait for it, or name a new folder."
                 raise ValueError(message) from None
@@ -116,6 +129,12 @@ def _check_place(name, target, sources):
     for source in sources:
         if any(_is_same(Path(source), folder) for folder in target.parents):
             raise ValueError(f"{str(name)!r} is in the source {str(source)!r}: name a folder outside.")
+        for path in Path(source).rglob("*"):
+            if path.is_symlink() and path.exists() and path.resolve().is_relative_to(target):
+                raise ValueError(
+                    f"{str(name)!r} holds what {str(path)!r} of the source is a link to, and would replace it: name a "
+                    "new folder."
+                )
     if target.exists() and not target.is_dir():
         raise ValueError(f"{str(name)!r} is a file: name a folder.")
 
@@ -139,10 +158,16 @@ def _check_content(name, target, overwrite, replaceable):
         )
     if replaceable is CHECKPOINT_FILES:
         names = [path.name for path in target.iterdir()]
-        if "config.json" not in names or not any(
-            fnmatch(name, weights) for name in names for weights in CHECKPOINT_WEIGHTS
-        ):
+        has_weights = any(fnmatch(file, weights) for file in names for weights in CHECKPOINT_WEIGHTS)
+        if not has_weights or not _is_config(target / "config.json"):
             raise ValueError(f"{str(name)!r} holds no checkpoint, and is not replaced: name a new folder.")
+
+
+def _is_config(path):
+    try:
+        return "model_type" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def _files(folder):

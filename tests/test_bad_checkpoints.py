@@ -157,12 +157,12 @@ WRONG = {
     "architectures no list": (config(architectures=3), "`architectures` .* must be a list .* got 3"),
     "architecture no name": (config(architectures=[3]), r"`architectures` .* must be a list .* got \[3\]"),
     "wrong LSG field": (config(block_size=-1), "`block_size` must be an int of at least 1, got -1"),
-    "hidden size a word": (config(hidden_size="wide"), "No model can be made by the configuration of 'source': "),
+    "hidden size a word": (config(hidden_size="wide"), "hidden_size"),
     "heads do not divide": (config(num_attention_heads=5), r"No model can be made .* attention heads \(5\)"),
     "no layers of so many": (config(num_hidden_layers=-1), "num_hidden_layers"),
     "more layers than weights": (config(num_hidden_layers=9), "not there"),
     "no padding": (config(pad_token_id=-3), "pad_token_id"),
-    "unknown activation": (config(hidden_act="telepathy"), "No model can be made .* KeyError: 'telepathy'"),
+    "unknown activation": (config(hidden_act="telepathy"), "`hidden_act` must be one of .* got 'telepathy'"),
     # weights
     "no weights": (remove("model.safetensors"), "cannot be read"),
     "weights empty": (cut(0), "The weights of .* cannot be read"),
@@ -192,6 +192,14 @@ WRONG = {
     ),
     "index no JSON": (in_shards(lambda folder, text: text[:-9]), "cannot be read"),
     "index without a map": (in_shards(lambda folder, text: "{}"), "cannot be read"),
+    "shard outside": (
+        in_shards(lambda folder, text: text.replace("model-2", "../elsewhere/model-2")),
+        "names '../elsewhere/model-2.safetensors', which is not a file beside it: refused",
+    ),
+    "shard by its whole path": (
+        in_shards(lambda folder, text: text.replace("model-2", "/elsewhere/model-2")),
+        "names '/elsewhere/model-2.safetensors', which is not a file beside it: refused",
+    ),
     "shards of two models": (in_shards(lambda *_: None, of_half_the_size), "has shape"),
     "shard of other names": (
         in_shards(lambda *_: None, lambda shard: {f"x.{name}": tensor for name, tensor in shard.items()}),
@@ -221,9 +229,27 @@ WRONG = {
         "The tokenizer of .* cannot be read",
     ),
     # sentence-transformers modules
-    "module outside": (modules("../outside"), "'../outside'.*outside the folder"),
-    "module of the root": (modules("/etc"), "'/etc'.*outside the folder"),
-    "module linked outside": (linked_module, "'1_Pooling'.*outside the folder"),
+    **{
+        f"module in {path!r}": (modules(path), f"modules.json names {re.escape(repr(path))}, which is not a module's")
+        for path in ("../outside", "/etc", ".", "./", "1_Pooling/..", "README.md", "1_Pooling\0", 3, ["1_Pooling"], {})
+    },
+    "module linked outside": (linked_module, "1_Pooling/config.json' is a link out of the folder"),
+    "folder of a module linked outside": (
+        both(modules("1_Pooling"), lambda x: (x / "1_Pooling").mkdir(), link("1_Pooling/deep", "../../outside")),
+        "1_Pooling/deep' is a link out of the folder",
+    ),
+    "vocabulary linked outside": (
+        both(modules("1_Pooling"), link("sentencepiece.bpe.model", "../outside/config.json")),
+        "sentencepiece.bpe.model' is a link out of the folder",
+    ),
+    "settings no JSON": (
+        both(modules("1_Pooling"), write("sentence_bert_config.json", "{")),
+        "sentence_bert_config.json' cannot be read",
+    ),
+    "settings a list": (
+        both(modules("1_Pooling"), write("sentence_bert_config.json", "[]")),
+        r"sentence_bert_config.json' must hold one JSON object, not \[\]",
+    ),
     "modules no JSON": (write("modules.json", "["), "modules.json"),
     "modules no list": (write("modules.json", '{"path": ""}'), "modules.json"),
     "module without a path": (write("modules.json", '[{"idx": 0}]'), "modules.json"),

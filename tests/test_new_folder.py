@@ -62,6 +62,13 @@ def refused(capsys, *options, words, **arguments):
         ("onnx/labels.csv", "onnx/labels.csv"),
         ("1_Pooling/notes.txt", "1_Pooling/notes.txt"),
         ("model-weights.safetensors/x", "model-weights.safetensors/x"),
+        ("model_backup.safetensors", "model_backup.safetensors"),
+        ("pytorch_model_old.bin", "pytorch_model_old.bin"),
+        ("modeling_lsg_mine.py", "modeling_lsg_mine.py"),
+        ("1_diary/config.json", "1_diary/config.json"),
+        ("onnx/notes.json", "onnx/notes.json"),
+        (".onnx-abcdefgh/thesis.tex", ".onnx-abcdefgh/thesis.tex"),
+        (".onnx-01234567/notes.txt", ".onnx-01234567/notes.txt"),
         ("__pycache__/data.npy", "__pycache__/data.npy"),
     ],
 )
@@ -82,6 +89,33 @@ def test_many_unknown_files_are_not_all_named(place, capsys):
 def test_half_a_checkpoint_is_not_replaced(place, capsys, missing):
     Path("out", missing).unlink()
     refused(capsys, "--overwrite", words="'out' holds no checkpoint")
+
+
+@pytest.mark.parametrize("text", ['{"app": "my settings"}', "[]", "3", "{"])
+def test_settings_of_another_program_are_not_replaced(place, capsys, text):
+    Path("out/config.json").write_text(text)
+    refused(capsys, "--overwrite", words="'out' holds no checkpoint")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_target_that_the_source_leads_to(place, capsys, name):
+    Path("source", name).unlink()
+    Path("source", name).symlink_to(Path("..", "out", name))
+    refused(capsys, "--overwrite", words=f"'out' holds what 'source/{name}' of the source is a link to")
+
+
+@pytest.mark.parametrize("target", ["loop", "loop/new"])
+def test_a_target_that_is_a_link_to_itself(place, capsys, target):
+    Path("loop").symlink_to("loop")
+    before = sorted(place.rglob("*"))
+    assert convert(target=target) == 2
+    assert "loop" in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(place.rglob("*")) == before
+
+
+def test_a_place_where_nothing_can_be_made(place, capsys):
+    assert convert(target="/proc/out") == 2
+    assert "'/proc/out' cannot be written in '/proc'" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_checkpoint_of_any_kind_is_replaced(place):

@@ -58,23 +58,73 @@ def test_code_besides(verify, checkpoint):
     assert code == 1 and "FAILED sub/helper.py: code that is not of this project" in out
 
 
-@pytest.mark.parametrize("entry", ["somebody/else--modeling_lsg_xlm_roberta.LSGXLMRobertaModel", "other.Model"])
-def test_classes_from_elsewhere(verify, checkpoint, entry):
-    config = json.loads((checkpoint / "config.json").read_text())
-    config["auto_map"]["AutoModel"] = entry
-    (checkpoint / "config.json").write_text(json.dumps(config))
+@pytest.mark.parametrize(
+    "file, fields, entry",
+    [
+        *(
+            ("config.json", {"auto_map": {"AutoModel": entry}}, entry)
+            for entry in ("somebody/else--modeling_lsg_xlm_roberta.LSGXLMRobertaModel", "other.Model", 3)
+        ),
+        ("config.json", {"auto_map": 3}, 3),
+        ("config.json", {"auto_map": {"AutoModel": {"deep": [["other.Model"]]}}}, "other.Model"),
+        ("config.json", {"encoder": {"auto_map": {"AutoModel": "other.Model"}}}, "other.Model"),
+        ("config.json", {"custom_pipelines": {"job": {"impl": "evil--pipe.Pipe", "type": "text"}}}, "evil--pipe.Pipe"),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": [None, "evil--tok.Tok"]}}, "evil--tok.Tok"),
+        ("preprocessor_config.json", {"auto_map": {"AutoProcessor": "pre.Pro"}}, "pre.Pro"),
+        ("modules.json", {"type": "evil/repo--x.Y"}, "evil/repo--x.Y"),
+    ],
+)
+def test_classes_from_elsewhere(verify, checkpoint, file, fields, entry):
+    path = checkpoint / file
+    content = {**(json.loads(path.read_text()) if path.is_file() else {}), **fields}
+    path.write_text(json.dumps([content] if file == "modules.json" else content))
     code, out, _ = verify()
-    assert code == 1 and f"FAILED config.json: AutoModel is {entry}, which is not in these files" in out
+    assert code == 1 and f"FAILED {file}: {entry} is not in these files" in out
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"auto_map": 3}', None])
+def test_modules_of_sentence_transformers(verify, checkpoint):
+    modules = [{"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
+    (checkpoint / "modules.json").write_text(json.dumps(modules))
+    assert verify()[0] == 0
+
+
+@pytest.mark.parametrize("name", ["modeling_lsg_xlm_roberta.py", "model.safetensors", "sub"])
+def test_links_out_of_the_folder(verify, checkpoint, name):
+    path = checkpoint / name
+    if path.exists():
+        path.rename(checkpoint.parent / name)
+    else:
+        (checkpoint.parent / name).mkdir()
+    path.symlink_to(checkpoint.parent / name)
+    code, out, _ = verify()
+    assert code == 1 and f"FAILED {name}: a link out of the folder" in out
+
+
+def test_the_links_of_the_hubs_cache(verify, checkpoint):
+    blobs, snapshot = checkpoint / "blobs", checkpoint / "snapshots" / "0123"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for path in [path for path in checkpoint.iterdir() if path.is_file()]:
+        path.rename(blobs / path.name)
+        (snapshot / path.name).symlink_to(Path("..", "..", "blobs", path.name))
+    assert verify(snapshot)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["helper.so", "helper.pyc", "helper.pyd"])
+def test_compiled_code(verify, checkpoint, name):
+    (checkpoint / name).touch()
+    code, out, _ = verify()
+    assert code == 1 and f"FAILED {name}: code that is not of this project" in out
+
+
+@pytest.mark.parametrize("content", ["{", "[]", None])
 def test_no_config(verify, checkpoint, content):
     if content is None:
         (checkpoint / "config.json").unlink()
     else:
         (checkpoint / "config.json").write_text(content)
     code, out, err = verify()
-    assert code == 2 and not out and "cannot be read" in err and err.count("\n") == 1
+    assert code == 2 and not out and ("cannot be read" in err or "one JSON object" in err) and err.count("\n") == 1
 
 
 def test_no_folder(verify, tmp_path):
