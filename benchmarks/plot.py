@@ -55,25 +55,31 @@ JOBS = (
     ("beside-neighbour", "lsg", "stock", "encoder, one core busy"),
     ("two-workers", "lsg", "stock", "encoder, two processes at a time"),
 )
+DECODER_JOBS = (
+    ("causal-training", "lsg", "stock", "causal-LM training step,\n4,096 tokens (4 layers)"),
+    ("decoding-4096", "lsg", "stock", "8 tokens after 4,096\n(12 layers, 250,002 words)"),
+    ("decoding-16384", "lsg", "stock", "8 tokens after 16,384"),
+)
 
 
-def draw_jobs(section, folder):
-    """Write `jobs.png` to `folder`: how many times faster whole jobs are, from the rows that were measured."""
+def draw_jobs(section, path, jobs, label):
+    """Write a figure to `path`: how many times faster `jobs` are; its axis is named by `label`."""
     bars = []
-    for name, case, against, label in JOBS:
+    for name, case, against, label_of_bar in jobs:
         cases = section["rows"].get(name, {}).get("cases", {})
         if all("seconds" in cases.get(other, {}) for other in (case, against)):
             seconds = [median(cases[other]["seconds"]) for other in (against, case)]
-            bars.append((label, seconds[0] / seconds[1], f"{seconds[0]:,.3g} s, {seconds[1]:,.3g} s"))
+            bars.append((label_of_bar, seconds[0] / seconds[1], f"{seconds[0]:,.3g} s, {seconds[1]:,.3g} s"))
     figure, axes = plt.subplots(figsize=(8, 0.6 * len(bars) + 1.4), layout="constrained")
     labels, ratios, notes = zip(*reversed(bars))
     drawn = axes.barh(labels, ratios, color=LINES["lsg"][1])
     axes.bar_label(drawn, [f"{ratio:.1f}   ({note})" for ratio, note in zip(ratios, notes)], padding=4)
     axes.axvline(1, color="#000000", linewidth=1)
-    axes.set(xlim=(0, 1.5 * max(ratios)), xlabel="times faster at 4,096 tokens (before, after)")
+    axes.set(xlim=(0, 1.5 * max(ratios)), xlabel=f"{label} (before, after)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(f"Against XLM-RoBERTa on SDPA; {section['machine']['cpu']}, 2 cores", loc="left", fontweight="bold")
-    figure.savefig(folder / "jobs.png", dpi=150)
+    title = f"Against XLM-RoBERTa on SDPA; {section['machine']['cpu']}, 2 cores"
+    figure.suptitle(title, x=0.01, horizontalalignment="left", fontweight="bold")
+    figure.savefig(path, dpi=150)
     plt.close(figure)
 
 

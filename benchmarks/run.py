@@ -15,7 +15,7 @@ import torch
 from contenders import MODELS
 from machine import describe_machine, has_bf16_instructions
 from measure import measure
-from plot import draw, draw_jobs, draw_onnx
+from plot import DECODER_JOBS, JOBS, draw, draw_jobs, draw_onnx
 from published import published_environment
 from report import judge, table
 from rows import CPU_ROWS, cuda_rows
@@ -40,7 +40,9 @@ def main():
         draw(results["cpu"], arguments.figures)
     for section in results.values():
         if "fill-mask" in section["rows"]:
-            draw_jobs(section, arguments.figures)
+            draw_jobs(section, arguments.figures / "jobs.png", JOBS, "times faster at 4,096 tokens")
+        if "causal-training" in section["rows"]:
+            draw_jobs(section, arguments.figures / "decoder.png", DECODER_JOBS, "times faster")
         if "onnx-4096" in section["rows"]:
             draw_onnx(section, arguments.figures)
 

@@ -182,7 +182,5 @@ def _module_folders(source_files):
     for path in paths:  # what it names is copied: it may be no other folder of this machine, nor the whole source
         is_module = isinstance(path, str) and MODULE_FOLDER.fullmatch(path)
         if not is_module or not is_inside(source_files / path, source_files):
-            raise ValueError(
-                f"modules.json names {path!r}, which is not a module's folder like 1_Pooling: refused."
-            )
+            raise ValueError(f"modules.json names {path!r}, which is not a module's folder like 1_Pooling: refused.")
     return paths
