@@ -35,9 +35,9 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
         shape = (inputs_embeds if input_ids is None else input_ids).shape[:2]
         if 0 in shape:
             raise ValueError(f"The input has {shape[0]} texts of {shape[1]} tokens: give one of each at least.")
+        self._check_length(shape[1], input_ids, position_ids, cache_length)
         check_ids("position_ids", position_ids, self.config.max_position_embeddings, shape)
         check_ids("token_type_ids", token_type_ids, self.config.type_vocab_size, shape)
-        self._check_length(shape[1], input_ids, position_ids, cache_length)
         if not hasattr(self, "_hf_hook"):  # by which accelerate moves what comes
             inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
             inputs |= {"position_ids": position_ids, "token_type_ids": token_type_ids}
@@ -55,7 +55,7 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
         maximum = self.config.max_sequence_length
         if length > maximum:
             # Padding takes no position, and positions may be given: only then is the input itself looked at.
-            if position_ids is not None:
+            if isinstance(position_ids, torch.Tensor) and position_ids.numel():
                 length = int(position_ids.max()) - self.padding_idx
             elif input_ids is not None:
                 length = cache_length + int(input_ids.ne(self.padding_idx).sum(1).max())

@@ -133,10 +133,13 @@ def _take_as(config_class, config):
 
 def _complete(config):
     """Gives `config` the special tokens it leaves open, by those of its decoder."""
-    names = {"pad_token_id": "pad_token_id", "eos_token_id": "eos_token_id", "decoder_start_token_id": "bos_token_id"}
-    for name, of_decoder in names.items():
-        if getattr(config, name, None) is None:
-            setattr(config, name, getattr(config.decoder, of_decoder, None))
+    decoder = config.decoder
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = getattr(decoder, "pad_token_id", None)
+    if getattr(config, "eos_token_id", None) is None:
+        config.eos_token_id = getattr(decoder, "eos_token_id", None)
+    if getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = getattr(decoder, "bos_token_id", None)
 
 
 def _inputs_by_name(*args, **kwargs):

@@ -2,10 +2,10 @@
 """What the folder of a converted checkpoint holds beside what transformers writes."""
 
 import json
+import os
 import re
 import shutil
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 # modules (1_Pooling, 2_Dense, ...) of sentence-transformers.
 SIDE_FILES = ("README.md", "*.json", "sentencepiece.bpe.model", "[0-9]_*/*")
 WEIGHT_FILES = ("*.safetensors", "*.bin")
-# Those that go along as they are.
-COPIED_FILES = ("*tokenizer.json", "*sentence*.json", "modules.json", "sentencepiece.bpe.model", "[0-9]_*/**/*")
+# What goes into the result as it is, or as transformers has read it.
+CARRIED_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*", "[0-9]_*/**/*")
 MODULE_FOLDER = re.compile(r"[0-9]_\w+")
 
 
@@ -28,53 +28,59 @@ def side_files(source, token=None):
         `Path`: a folder with the source's files, a hub model's without its weights.
 
     Raises:
-        ValueError: a file that would be copied is a link out of the folder, or weights are said to be outside.
+        ValueError: the source is a folder that takes files from elsewhere.
     """
-    if Path(source).is_dir():
-        _check_inside(Path(source))
-        return Path(source)
-    return Path(snapshot_download(str(source), token=token, allow_patterns=SIDE_FILES))
+    if not Path(source).is_dir():
+        return Path(snapshot_download(str(source), token=token, allow_patterns=SIDE_FILES))
+    _check_links(Path(source))
+    _check_shards(Path(source))
+    return Path(source)
 
 
 def is_inside(path, folder):
-    """Whether `path` leads to something in `folder`, or in the store of the hub's cache that `folder` is a part of."""
+    """Whether `path` leads into `folder`, or into the hub's cache if `folder` is a snapshot in it."""
     folder = folder.resolve()
-    store = folder.parents[1] / "blobs" if folder.parent.name == "snapshots" else folder
-    try:
-        return any(path.resolve().is_relative_to(place) for place in (folder, store))
-    except (OSError, RuntimeError):  # a link to itself
-        return False
+    # The files of a snapshot are links into its model's blobs, and these may be links into those of all models.
+    blobs = [parent / "blobs" for parent in folder.parents[1:3]] if folder.parent.name == "snapshots" else []
+    path = Path(os.path.realpath(path))
+    return any(path.is_relative_to(place) for place in (folder, *blobs))
 
 
 def read_json(path, kind=object):
     """
     Returns:
-        what is in the JSON file `path`, which must be of the type `kind`.
+        what the file `path` holds, a `kind` (`dict` or `list`, if given).
 
     Raises:
-        ValueError: it cannot be read, or is something else.
+        ValueError: it cannot be read, or holds something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
+        raise ValueError(f"{str(path)!r} cannot be read: {error}.") from error
     if not isinstance(content, kind):
         raise ValueError(f"{str(path)!r} must hold one JSON {'object' if kind is dict else 'list'}, not {content!r}.")
     return content
 
 
-def _check_inside(folder):
-    for path in chain.from_iterable(folder.glob(pattern) for pattern in COPIED_FILES):
-        if not is_inside(path, folder):
+def _check_links(folder):
+    """What is carried over may be published with the result: it may be no other file of this machine."""
+    for path in (path for pattern in CARRIED_FILES for path in folder.glob(pattern)):
+        if path.match("*.index.json"):  # is read like the weights, which may well be on another disk
+            continue
+        if not is_inside(path, folder) or (path.is_symlink() and path.is_dir()):
             raise ValueError(
-                f"{str(path)!r} is a link out of the folder, and what it leads to would be copied: refused. Put the "
-                "file itself there."
+                f"{str(path)!r} is a link out of the folder, or to a folder, and what it leads to would be copied: "
+                "refused. Put the file itself there."
             )
-    for index in chain(folder.glob("*.safetensors.index.json"), folder.glob("*.bin.index.json")):
-        shards = read_json(index, dict).get("weight_map")
-        for shard in shards.values() if isinstance(shards, dict) else ():
-            if Path(str(shard)).name != shard:
-                raise ValueError(f"{str(index)!r} names {shard!r}, which is not a file beside it: refused.")
+
+
+def _check_shards(folder):
+    for index in (path for pattern in WEIGHT_FILES for path in folder.glob(f"{pattern}.index.json")):
+        weight_map = read_json(index, dict).get("weight_map")
+        for file in weight_map.values() if isinstance(weight_map, dict) else ():  # else transformers tells
+            if Path(str(file)).name != file:
+                raise ValueError(f"{str(index)!r} names {file!r}, which is not a file beside it: refused.")
 
 
 @contextmanager
@@ -179,8 +185,8 @@ def _module_folders(source_files):
         paths = [module["path"] for module in modules if module["path"] != ""]
     except (TypeError, KeyError) as error:
         raise ValueError(f"modules.json is no list of modules, each with a path: {error!r}.") from error
-    for path in paths:  # what it names is copied: it may be no other folder of this machine, nor the whole source
-        is_module = isinstance(path, str) and MODULE_FOLDER.fullmatch(path)
-        if not is_module or not is_inside(source_files / path, source_files):
+    for path in paths:  # what it names is copied: it may be no other folder of this machine, nor the source itself
+        is_named_well = isinstance(path, str) and MODULE_FOLDER.fullmatch(path)
+        if not is_named_well or (source_files / path).is_symlink() or (source_files / path).is_file():
             raise ValueError(f"modules.json names {path!r}, which is not a module's folder like 1_Pooling: refused.")
     return paths

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
@@ -13,28 +14,35 @@ from filelock import FileLock, Timeout
 
 
 SHARD = f"{'[0-9]' * 5}-of-{'[0-9]' * 5}"
-CHECKPOINT_WEIGHTS = (
-    *("model.safetensors", f"model-{SHARD}.safetensors", "pytorch_model.bin", f"pytorch_model-{SHARD}.bin"),
+WEIGHT_FILES = (
+    *("model.safetensors", f"model-{SHARD}.safetensors"),
+    *("pytorch_model.bin", f"pytorch_model-{SHARD}.bin"),
 )
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    "sentencepiece.bpe.model",
+)
 ONNX_FILES = (
-    *("model.onnx", "model.onnx[._]data", "model_*.onnx", "model_*.onnx[._]data", "config.json", "ort_config.json"),
-    *TOKENIZER_FILES,
+    *("model.onnx", "model.onnx[._]data", "model_*.onnx", "model_*.onnx[._]data"),
+    *("config.json", "ort_config.json", *TOKENIZER_FILES),  # of optimum
+    "model-inferred.onnx",  # of a quantization that was killed
 )
-# What an export that was killed has left.
-ONNX_WORK = f".onnx-{'[0-9a-f]' * 8}"
+KILLED_EXPORT = f".onnx-{'[0-9a-f]' * 8}"
+ONNX_FOLDERS = ("onnx", f"{KILLED_EXPORT}/new", f"{KILLED_EXPORT}/old")
 # What a checkpoint may hold; a folder that holds anything else is not replaced. The state of a training (optimizer.pt,
 # trainer_state.json) is not among it: no conversion would give it back.
 CHECKPOINT_FILES = (
-    *("config.json", "generation_config.json", *CHECKPOINT_WEIGHTS, "model.safetensors.index.json"),
-    *("pytorch_model.bin.index.json", "training_args.bin"),
-    *("configuration_lsg.py", "modeling_lsg_xlm_roberta.py", "__pycache__/*.pyc"),
-    *(*TOKENIZER_FILES, "sentencepiece.bpe.model"),
+    *("config.json", "generation_config.json", "training_args.bin", *WEIGHT_FILES, *TOKENIZER_FILES),
+    *("model.safetensors.index.json", "pytorch_model.bin.index.json"),
+    *("configuration_lsg.py", "__pycache__/configuration_lsg.*.pyc"),
+    *("modeling_lsg_xlm_roberta.py", "__pycache__/modeling_lsg_xlm_roberta.*.pyc"),
     *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
-    *("[0-9]_[A-Z]*/config.json", "[0-9]_[A-Z]*/model.safetensors", "[0-9]_[A-Z]*/pytorch_model.bin"),
-    *("README.md", "LICENSE", ".gitattributes", ".README.md.new", f"{ONNX_WORK}/lock"),
-    *(f"{folder}/{file}" for folder in ("onnx", f"{ONNX_WORK}/new", f"{ONNX_WORK}/old") for file in ONNX_FILES),
+    *("README.md", ".README.md.new", "LICENSE", ".gitattributes"),
+    *(f"{folder}/{file}" for folder in ONNX_FOLDERS for file in ONNX_FILES),
+    f"{KILLED_EXPORT}/lock",
 )
+# Only beside a modules.json, which says that these folders are of sentence-transformers.
+MODULE_FILES = ("[0-9]_*/config.json", "[0-9]_*/model.safetensors", "[0-9]_*/pytorch_model.bin")
 
 
 @contextmanager
@@ -54,11 +62,7 @@ def new_folder(target, overwrite=False, sources=(), replaceable=CHECKPOINT_FILES
         ValueError: `target` may not be written, or another process is writing it.
         OSError: it cannot be, for want of permission or space.
     """
-    name = target
-    try:
-        target = Path(target).resolve()
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"{str(name)!r} leads nowhere: {error}. Name a new folder.") from error
+    name, target = target, Path(os.path.realpath(target))
     _check_place(name, target, sources)
     # On the same file system, so that the moves at the end are only changes of name; by the whole path, since the
     # parents of another target of this name may be missing too.
@@ -123,20 +127,26 @@ def _clear(work, target):
 
 
 def _check_place(name, target, sources):
+    there = next(path for path in (target, *target.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise ValueError(f"{str(name)!r} is a file, in one, or a link to itself: name a folder.")
     for kept in (Path.cwd(), Path.home(), *sources):
-        if any(_is_same(target, folder) for folder in (Path(kept).resolve(), *Path(kept).resolve().parents)):
+        if _holds(target, Path(kept)):
             raise ValueError(f"{str(name)!r} is {str(kept)!r} or holds it, and would replace it: name a new folder.")
     for source in sources:
         if any(_is_same(Path(source), folder) for folder in target.parents):
             raise ValueError(f"{str(name)!r} is in the source {str(source)!r}: name a folder outside.")
         for path in Path(source).rglob("*"):
-            if path.is_symlink() and path.exists() and path.resolve().is_relative_to(target):
+            if path.is_symlink() and _holds(target, path):
                 raise ValueError(
                     f"{str(name)!r} holds what {str(path)!r} of the source is a link to, and would replace it: name a "
                     "new folder."
                 )
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"{str(name)!r} is a file: name a folder.")
+
+
+def _holds(folder, path):
+    path = Path(os.path.realpath(path))
+    return any(_is_same(folder, part) for part in (path, *path.parents))
 
 
 def _is_same(one, other):
@@ -149,25 +159,26 @@ def _check_content(name, target, overwrite, replaceable):
         return
     if not overwrite:
         raise ValueError(f"{str(name)!r} is not empty: name a new folder, or add --overwrite to replace it.")
-    unknown = (path for path in _files(target) if not any(_matches(path, pattern) for pattern in replaceable))
+    known = (*replaceable, *MODULE_FILES) if (target / "modules.json").is_file() else replaceable
+    unknown = (path for path in _files(target) if not any(_matches(path, pattern) for pattern in known))
     unknown = sorted(str(path) for path in islice(unknown, 4))
     if unknown:
         raise ValueError(
             f"{str(name)!r} holds {', '.join(unknown[:3])}{' and more' if unknown[3:] else ''}, which would be lost "
             "with it: move that away, or name a new folder."
         )
-    if replaceable is CHECKPOINT_FILES:
-        names = [path.name for path in target.iterdir()]
-        has_weights = any(fnmatch(file, weights) for file in names for weights in CHECKPOINT_WEIGHTS)
-        if not has_weights or not _is_config(target / "config.json"):
-            raise ValueError(f"{str(name)!r} holds no checkpoint, and is not replaced: name a new folder.")
+    if replaceable is CHECKPOINT_FILES and not _is_checkpoint(target):
+        raise ValueError(f"{str(name)!r} holds no checkpoint, and is not replaced: name a new folder.")
 
 
-def _is_config(path):
+def _is_checkpoint(folder):
+    """Whether `folder` holds weights, and a configuration that says of which kind of model."""
     try:
-        return "model_type" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, RecursionError):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return False
+    has_weights = any(_matches(path.relative_to(folder), file) for path in folder.iterdir() for file in WEIGHT_FILES)
+    return has_weights and isinstance(config, dict) and "model_type" in config
 
 
 def _files(folder):

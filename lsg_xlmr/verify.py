@@ -5,13 +5,25 @@ import hashlib
 from importlib.metadata import version
 from pathlib import Path
 
-from .drop_in import drop_in_files
+from .drop_in import SOURCES, drop_in_files
 from .folder import is_inside, read_json
 
 
-CODE_SUFFIXES = (".py", ".pyc", ".pyd", ".so")
-# Where JSON files name what Python is to import: models and tokenizers, and `custom_pipelines`.
-FIELDS = ("auto_map", "impl")
+CODE_SUFFIXES = (".py", ".pyw", ".pyc", ".pyd", ".so")
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+# What makes transformers, peft or sentence-transformers import something, by its field in a JSON file at any depth,
+# and with what that may begin.
+OWN_CODE = tuple(name.removesuffix("py") for name in SOURCES)
+FIELDS = {
+    "auto_map": OWN_CODE,
+    "custom_pipelines": OWN_CODE,
+    "base_model_name_or_path": (),  # of an adapter: the model is taken from there, with its code
+    "types": ("sentence_transformers.",),  # of a Router
+    "activation_fn": ("torch.",),
+    "activation_function": ("torch.",),
+    "sbert_ce_default_activation_function": ("torch.",),
+}
+MODULES_FIELDS = {**FIELDS, "type": ("sentence_transformers.",)}  # in modules.json
 
 
 def verify(folder):
@@ -23,7 +35,7 @@ def verify(folder):
 
     Returns:
         a list of `(line, well)`: each of the two code files with its SHA-256, whatever else is there that Python could
-        run, links that lead elsewhere, and classes that a JSON file would take from elsewhere.
+        run, links that lead elsewhere, and what JSON files would take from elsewhere. Pickles are named, and well.
 
     Raises:
         ValueError: there is no such folder, or it holds no `config.json` that can be read.
@@ -32,18 +44,45 @@ def verify(folder):
     if not folder.is_dir():
         raise ValueError(f"There is no folder {str(folder)!r} to verify: download the checkpoint first.")
     read_json(folder / "config.json", dict)
-    release = {name: text.encode() for name, text in drop_in_files().items()}
-    modules = {Path(name).stem for name in release}
-    findings = [_compare(folder / name, text) for name, text in release.items()]
+    findings = [_compare(folder / name, text.encode()) for name, text in drop_in_files().items()]
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not is_inside(path, folder):
-            findings.append((f"{name}: a link out of the folder, to what may change", False))
-        elif path.suffix in CODE_SUFFIXES and path.parent.name != "__pycache__" and name not in release:
-            findings.append((f"{name}: code that is not of this project", False))
-        elif path.suffix == ".json" and path.is_file():
-            findings += [(f"{name}: {line}", False) for line in _foreign(path, modules)]
+        findings += [(f"{name}: {line}", well) for line, well in _look_at(path, name, folder)]
     return findings
+
+
+def _look_at(path, name, folder):
+    if not is_inside(path, folder):
+        yield "a link out of the folder, to what may change", False
+    elif path.suffix in CODE_SUFFIXES and name not in SOURCES and not _is_cache(path):
+        yield "code that is not of this project", False
+    elif path.suffix == ".json" and path.is_file():
+        yield from _foreign(path)
+    elif path.suffix in PICKLE_SUFFIXES:
+        yield "a pickle, which can run code unless it is read with weights_only=True", True
+
+
+def _is_cache(path):
+    """Whether Python would run the file only for a source beside it."""
+    return path.suffix == ".pyc" and path.parent.name == "__pycache__"
+
+
+def _foreign(path):
+    """What the JSON file takes from elsewhere."""
+    fields = MODULES_FIELDS if path.name == "modules.json" else FIELDS
+    try:
+        left = [(None, read_json(path))]
+    except ValueError:
+        yield "cannot be read", False
+        return
+    while left:
+        field, value = left.pop()
+        if isinstance(value, dict):
+            left += [(field if field in fields else key, inner) for key, inner in value.items()]
+        elif isinstance(value, list):
+            left += [(field, inner) for inner in value]
+        elif field in fields and value is not None and not str(value).startswith(fields[field]):
+            yield f"{field} names {value!r}, which is not in these files", False
 
 
 def _compare(path, expected):
@@ -53,29 +92,3 @@ def _compare(path, expected):
     if found == right:
         return f"{path.name}: that of lsg-xlmr {version('lsg-xlmr')}, sha256 {found}", True
     return f"{path.name}: sha256 {found}, and that of lsg-xlmr {version('lsg-xlmr')} has {right}", False
-
-
-def _foreign(path, modules):
-    """What is wrong with the code that the JSON file names."""
-    try:
-        content = read_json(path)
-    except ValueError:
-        return ["cannot be read"]
-    is_modules = path.name == "modules.json"  # of sentence-transformers
-    return [
-        f"{entry} is not in these files"
-        for entry in _named(content, ("type",) if is_modules else FIELDS)
-        if entry.rpartition(".")[0] not in modules and not (is_modules and entry.startswith("sentence_transformers."))
-    ]
-
-
-def _named(value, fields, is_name=False):
-    """Everything below one of the `fields`, at any depth."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _named(inner, fields, is_name or key in fields)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _named(inner, fields, is_name)
-    elif is_name and value is not None:
-        yield str(value)

@@ -111,15 +111,23 @@ def modules(path):
         transformer = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
         module = {"idx": 1, "name": "1", "path": path, "type": "sentence_transformers.models.Pooling"}
         (folder / "modules.json").write_text(json.dumps([transformer, module]))
-        (folder.parent / "outside").mkdir()
-        (folder.parent / "outside" / "config.json").write_text("{}")
+        (folder.parent / "outside").mkdir(exist_ok=True)
+        (folder.parent / "outside" / "config.json").write_text('{"model_type": "xlm-roberta"}')
 
     return change
 
 
-def linked_module(folder):
-    modules("1_Pooling")(folder)
-    (folder / "1_Pooling").symlink_to(folder.parent / "outside")
+def linked(name, target="outside/config.json"):
+    """A sentence-transformers model one of whose files or folders is a link out of the folder."""
+
+    def change(folder):
+        modules("1_Pooling")(folder)
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.symlink_to(folder.parent / target)
+
+    return change
 
 
 class Touch:
@@ -192,14 +200,13 @@ WRONG = {
     ),
     "index no JSON": (in_shards(lambda folder, text: text[:-9]), "cannot be read"),
     "index without a map": (in_shards(lambda folder, text: "{}"), "cannot be read"),
-    "shard outside": (
-        in_shards(lambda folder, text: text.replace("model-2", "../elsewhere/model-2")),
-        "names '../elsewhere/model-2.safetensors', which is not a file beside it: refused",
-    ),
-    "shard by its whole path": (
-        in_shards(lambda folder, text: text.replace("model-2", "/elsewhere/model-2")),
-        "names '/elsewhere/model-2.safetensors', which is not a file beside it: refused",
-    ),
+    **{
+        f"index that names {file!r}": (
+            in_shards(lambda folder, text, file=file: text.replace('"model-2.safetensors"', json.dumps(file))),
+            f"names {re.escape(repr(file))}, which is not a file beside it: refused",
+        )
+        for file in ("../elsewhere/model-2.safetensors", "/elsewhere/model-2.safetensors", "a/b.safetensors", 3, None)
+    },
     "shards of two models": (in_shards(lambda *_: None, of_half_the_size), "has shape"),
     "shard of other names": (
         in_shards(lambda *_: None, lambda shard: {f"x.{name}": tensor for name, tensor in shard.items()}),
@@ -231,25 +238,37 @@ WRONG = {
     # sentence-transformers modules
     **{
         f"module in {path!r}": (modules(path), f"modules.json names {re.escape(repr(path))}, which is not a module's")
-        for path in ("../outside", "/etc", ".", "./", "1_Pooling/..", "README.md", "1_Pooling\0", 3, ["1_Pooling"], {})
+        for path in ("../outside", "/etc", ".", "./", "..", "1_Pooling/..", "1_Pooling/", "Pooling", "config.json")
+        + ("README.md", "1_Pooling\0", "1_Pooling\n", 3, 0, True, None, ["1_Pooling"], {}, {"a": 1})
     },
-    "module linked outside": (linked_module, "1_Pooling/config.json' is a link out of the folder"),
-    "folder of a module linked outside": (
-        both(modules("1_Pooling"), lambda x: (x / "1_Pooling").mkdir(), link("1_Pooling/deep", "../../outside")),
-        "1_Pooling/deep' is a link out of the folder",
+    "module a file": (both(modules("1_Pooling"), write("1_Pooling", "")), "'1_Pooling', which is not a module's"),
+    "module linked outside": (linked("1_Pooling", "outside"), "1_Pooling/config.json' is a link out of the folder"),
+    "module linked to nothing": (linked("1_Pooling", "nowhere"), "'1_Pooling', which is not a module's"),
+    "module linked to the model": (linked("1_Pooling", "source"), "1_Pooling' is a link .* refused"),
+    # what would be copied, as it is or as transformers has read it
+    **{
+        f"{name} linked outside": (linked(name), f"source/{name}' is a link out of the folder.* refused")
+        for name in ("tokenizer.json", "tokenizer_config.json", "sentencepiece.bpe.model", "config.json", "vocab.txt")
+        + ("config_sentence_transformers.json", "chat_template.jinja", "additional_chat_templates/a.jinja")
+        + ("1_Pooling/config.json",)
+    },
+    "folder of a module linked outside": (linked("1_Pooling/deep", "outside"), "1_Pooling/deep' is a link .* refused"),
+    "folder of a module linked in a circle": (
+        linked("1_Pooling/deep", "source"),
+        "1_Pooling/deep' is a link .* refused",
     ),
-    "vocabulary linked outside": (
-        both(modules("1_Pooling"), link("sentencepiece.bpe.model", "../outside/config.json")),
-        "sentencepiece.bpe.model' is a link out of the folder",
+    "blobs linked outside": (
+        both(linked("blobs", "outside"), link("tokenizer.json", "blobs/config.json")),
+        "tokenizer.json' is a link .* refused",
     ),
-    "settings no JSON": (
-        both(modules("1_Pooling"), write("sentence_bert_config.json", "{")),
-        "sentence_bert_config.json' cannot be read",
-    ),
-    "settings a list": (
-        both(modules("1_Pooling"), write("sentence_bert_config.json", "[]")),
-        r"sentence_bert_config.json' must hold one JSON object, not \[\]",
-    ),
+    **{
+        f"settings {content!r}": (
+            both(modules("1_Pooling"), write("sentence_bert_config.json", content)),
+            "sentence_bert_config.json' (cannot be read|must hold one JSON object)",
+        )
+        for content in ("{", "", "[]", "3", "null", b"\xff")
+    },
+    "modules nested too deep": (write("modules.json", "[" * 10**5), "modules.json' cannot be read"),
     "modules no JSON": (write("modules.json", "["), "modules.json"),
     "modules no list": (write("modules.json", '{"path": ""}'), "modules.json"),
     "module without a path": (write("modules.json", '[{"idx": 0}]'), "modules.json"),
@@ -269,3 +288,32 @@ def test_one_line_and_no_trace(source, tmp_path, monkeypatch, capsys, change, wo
     assert line.startswith("lsg-convert: ") and "Traceback" not in err and "--debug" not in line
     assert re.search(words, line)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_links_of_the_hubs_cache(tmp_path, monkeypatch):
+    """Files of a snapshot are links to blobs, and these may be links to blobs that models share."""
+    monkeypatch.chdir(tmp_path)
+    model, source = tmp_path / "models--a--b", tmp_path / "models--a--b" / "snapshots" / "0123"
+    for folder in (source / "1_Pooling", model / "blobs", tmp_path / "blobs" / "00"):
+        folder.mkdir(parents=True)
+    for path in SOURCE.iterdir():
+        shutil.copy(path, tmp_path / "blobs" / "00")
+        (model / "blobs" / path.name).symlink_to(f"../../blobs/00/{path.name}")
+        (source / path.name).symlink_to(f"../../blobs/{path.name}")
+    (model / "blobs" / "pooling").write_text("{}")
+    (source / "1_Pooling" / "config.json").symlink_to("../../../blobs/pooling")
+    (source / "modules.json").write_text('[{"path": ""}, {"path": "1_Pooling"}]')
+    assert main([f"--initial_model={source}", "--model_name=out", "--max_sequence_length=600"]) == 0
+    assert not [path for path in Path("out").rglob("*") if path.is_symlink()]
+    assert Path("out/1_Pooling/config.json").read_text() == "{}"
+
+
+def test_weights_may_be_on_another_disk(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "disk").mkdir()
+    in_shards(lambda *_: None)(source)
+    for path in source.glob("model*"):
+        path.rename(tmp_path / "disk" / path.name)
+        path.symlink_to(tmp_path / "disk" / path.name)
+    assert main(["--initial_model=source", "--model_name=out", "--max_sequence_length=600"]) == 0
+    assert not Path("out/model.safetensors").is_symlink()

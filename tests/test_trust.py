@@ -9,19 +9,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CODE = ("configuration_lsg.py", "modeling_lsg_xlm_roberta.py")
 IMPORTS = {
-    "configuration_lsg.py": {"inspect", "pathlib", "shutil", "transformers"},
+    "configuration_lsg.py": {"inspect", "math", "pathlib", "shutil", "transformers"},
     "modeling_lsg_xlm_roberta.py": {
-        *(
-            "collections",
-            "concurrent",
-            "contextlib",
-            "contextvars",
-            "dataclasses",
-            "functools",
-            "inspect",
-            "itertools",
-        ),
-        *("functools", "inspect", "itertools", "math", "os", "pathlib", "re", "threading", "types", "typing"),
+        *("collections", "concurrent", "contextlib", "contextvars", "copy", "dataclasses", "functools", "inspect"),
+        *("itertools", "math", "os", "pathlib", "re", "threading", "types", "typing"),
         *("torch", "transformers", "configuration_lsg"),
     },
 }

@@ -51,11 +51,20 @@ def test_a_file_that_is_missing(verify, checkpoint, name):
     assert code == 1 and f"FAILED {name}: missing" in out
 
 
-def test_code_besides(verify, checkpoint):
-    (checkpoint / "sub").mkdir()
-    (checkpoint / "sub" / "helper.py").write_text("raise SystemExit('this must not run')")
+@pytest.mark.parametrize(
+    "name", ["helper.py", "sub/helper.py", "__pycache__/helper.py", "helper.pyc", "sub/helper.so", "helper.pyd"]
+)
+def test_code_besides(verify, checkpoint, name):
+    (checkpoint / name).parent.mkdir(exist_ok=True)
+    (checkpoint / name).write_text("raise SystemExit('this must not run')")
     code, out, _ = verify()
-    assert code == 1 and "FAILED sub/helper.py: code that is not of this project" in out
+    assert code == 1 and f"FAILED {name}: code that is not of this project" in out and out.count("FAILED") == 1
+
+
+def test_what_python_has_compiled_runs_only_for_its_source(verify, checkpoint):
+    (checkpoint / "__pycache__").mkdir()
+    (checkpoint / "__pycache__" / "configuration_lsg.cpython-310.pyc").touch()
+    assert verify()[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -72,20 +81,39 @@ def test_code_besides(verify, checkpoint):
         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": [None, "evil--tok.Tok"]}}, "evil--tok.Tok"),
         ("preprocessor_config.json", {"auto_map": {"AutoProcessor": "pre.Pro"}}, "pre.Pro"),
         ("modules.json", {"type": "evil/repo--x.Y"}, "evil/repo--x.Y"),
+        ("modules.json", {"type": 3}, 3),
+        ("config.json", {"auto_map": {"AutoModel": "a\nok     b"}}, "a\nok     b"),
+        ("config.json", {"custom_pipelines": "other.Pipe"}, "other.Pipe"),
+        ("adapter_config.json", {"base_model_name_or_path": "evil/base"}, "evil/base"),
+        ("1_Dense/config.json", {"activation_function": "os.abort"}, "os.abort"),
+        ("1_Router/router_config.json", {"types": {"query": "evil.Module"}}, "evil.Module"),
     ],
 )
 def test_classes_from_elsewhere(verify, checkpoint, file, fields, entry):
     path = checkpoint / file
+    path.parent.mkdir(exist_ok=True)
     content = {**(json.loads(path.read_text()) if path.is_file() else {}), **fields}
     path.write_text(json.dumps([content] if file == "modules.json" else content))
     code, out, _ = verify()
-    assert code == 1 and f"FAILED {file}: {entry} is not in these files" in out
+    assert code == 1 and f" names {entry!r}, which is not in these files" in out
+    assert all(line.startswith(("ok     ", f"FAILED {file}: ")) for line in out.splitlines())
 
 
-def test_modules_of_sentence_transformers(verify, checkpoint):
-    modules = [{"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
+def test_what_sentence_transformers_has_of_its_own(verify, checkpoint):
+    modules = [{"path": "", "type": "sentence_transformers.models.Transformer"}]
     (checkpoint / "modules.json").write_text(json.dumps(modules))
+    (checkpoint / "2_Dense").mkdir()
+    activation = {"activation_function": "torch.nn.modules.activation.Tanh"}
+    (checkpoint / "2_Dense" / "config.json").write_text(json.dumps(activation))
+    (checkpoint / "tokenizer.json").write_text('{"type": "a.b", "auto_map": null}')
     assert verify()[0] == 0
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 10**5])
+def test_json_that_cannot_be_read(verify, checkpoint, content):
+    (checkpoint / "tokenizer_config.json").write_text(content)
+    code, out, _ = verify()
+    assert code == 1 and "FAILED tokenizer_config.json: cannot be read" in out
 
 
 @pytest.mark.parametrize("name", ["modeling_lsg_xlm_roberta.py", "model.safetensors", "sub"])
@@ -110,11 +138,10 @@ def test_the_links_of_the_hubs_cache(verify, checkpoint):
     assert verify(snapshot)[0] == 0
 
 
-@pytest.mark.parametrize("name", ["helper.so", "helper.pyc", "helper.pyd"])
-def test_compiled_code(verify, checkpoint, name):
-    (checkpoint / name).touch()
+def test_pickles_are_named(verify, checkpoint):
+    (checkpoint / "pytorch_model.bin").touch()
     code, out, _ = verify()
-    assert code == 1 and f"FAILED {name}: code that is not of this project" in out
+    assert code == 0 and "ok     pytorch_model.bin: a pickle" in out
 
 
 @pytest.mark.parametrize("content", ["{", "[]", None])
