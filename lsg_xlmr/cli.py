@@ -36,7 +36,7 @@ def main(argv=None):
     """
     options = parse_arguments(sys.argv[1:] if argv is None else argv)
     try:
-        with _quiet(), _stoppable(), logging_redirect_tqdm([logging.getLogger(__package__)]):
+        with _quiet(), _stoppable(argv is None), logging_redirect_tqdm([logging.getLogger(__package__)]):
             if options.verify is not None:
                 return 0 if _report(verify(options.verify)) else 1
             return _export(options) if options.initial_model is None else _convert(options)
@@ -57,7 +57,7 @@ class _Stopped(BaseException):
 
 
 @contextmanager
-def _stoppable():
+def _stoppable(is_whole_process):
     def stop(number, frame):
         for other in numbers:  # one is enough: a second would interrupt the cleaning
             signal.signal(other, signal.SIG_IGN)
@@ -68,6 +68,10 @@ def _stoppable():
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
+    except _Stopped:
+        if is_whole_process:  # it ends now, whatever else is pressed
+            before.clear()
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

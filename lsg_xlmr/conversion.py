@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from . import modeling_lsg_xlm_roberta
 from .configuration_lsg import MAX_GLOBAL_TOKENS, LSGConfig
-from .folder import read_json
+from .folder import read_json, side_files
 
 
 logger = logging.get_logger(__name__)
@@ -179,6 +179,8 @@ class LSGConverter:
 
     def _load(self, model_class, source, config):
         """The model as the source has it, and whether it has global tokens."""
+        if Path(source).is_dir():
+            side_files(source)  # refuses weights that are said to be elsewhere
         try:
             with quiet_transformers(), torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(self.seed)

@@ -53,6 +53,15 @@ for _ in range(2):
 """
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two threads wait for each other at steps this small, and take three times as long."""
+    number = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(number)
+
+
 @pytest.fixture
 def folders(tiny_config, tmp_path):
     """Checkpoints of masked LMs, of LSG attention and of the stock one: `{"lsg": folder, "stock": folder}`."""
