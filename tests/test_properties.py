@@ -109,19 +109,19 @@ def compare(case, implementation, dtype, with_gradients=False):
         assert torch.equal(x, unchanged) and torch.equal(leaf, unchanged)
 
 
-@settings(max_examples=250, **SETTINGS)
+@settings(max_examples=150, **SETTINGS)
 @given(st.one_of(cases(), cases(causal=True)), IMPLEMENTATIONS)
 def test_outputs_and_gradients_are_those_of_the_reference(case, implementation):
     compare(case, implementation, torch.float32, with_gradients=True)
 
 
-@settings(max_examples=120, **SETTINGS)
+@settings(max_examples=80, **SETTINGS)
 @given(st.one_of(cases(), cases(causal=True)), IMPLEMENTATIONS, st.sampled_from([torch.float16, torch.bfloat16]))
 def test_half_precision(case, implementation, dtype):
     compare(case, implementation, dtype)
 
 
-@settings(max_examples=120, **SETTINGS)
+@settings(max_examples=80, **SETTINGS)
 @given(st.one_of(cases(), cases(causal=True)), IMPLEMENTATIONS, st.sampled_from([1.0, 30.0, 1000.0, 60000.0]))
 def test_extreme_activations_stay_finite_where_stocks_do(case, implementation, scale):
     config, length, token_mask, seed = case
@@ -142,7 +142,7 @@ def test_extreme_activations_stay_finite_where_stocks_do(case, implementation, s
 INDEPENDENT = st.sampled_from([kind for kind in SPARSITY_TYPES if kind not in ("bos_pooling", "lsh")])
 
 
-@settings(max_examples=120, **SETTINGS)
+@settings(max_examples=80, **SETTINGS)
 @given(st.data(), IMPLEMENTATIONS, st.booleans())
 @torch.no_grad()
 def test_a_text_does_not_know_its_batch_or_its_padding(data, implementation, is_decoder):
