@@ -1,5 +1,5 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
-# Made from the files of lsg_xlmr/ by `python lsg_xlmr/drop_in.py .`: edit those, not this one.
+# Made from the files of lsg_xlmr/ by `python lsg_xlmr/conversion/drop_in.py .`: edit those, not this one.
 """Configuration of the LSG (local + sparse + global) attention version of XLM-RoBERTa."""
 
 import inspect

@@ -1,5 +1,5 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
-# Made from the files of lsg_xlmr/ by `python lsg_xlmr/drop_in.py .`: edit those, not this one.
+# Made from the files of lsg_xlmr/ by `python lsg_xlmr/conversion/drop_in.py .`: edit those, not this one.
 """XLM-RoBERTa with LSG attention, in one file."""
 
 import os
@@ -1109,7 +1109,7 @@ def _window_mask(mask, sparse_mask, sequence, window):
 
 
 # LSG attention block by block as one operator in the graphs of `torch.compile`: the compiler sees no loop, so that a
-# graph is short, holds for any number of blocks, and runs the code of `blockwise_attention.py` as it is.
+# graph is short, holds for any number of blocks, and runs the code of `blockwise.py` as it is.
 
 
 def _free_namespace():

@@ -39,7 +39,7 @@ def lsg(case):
 
 def floor(case):
     """[`lsg`] with the attention product left out: whatever the attention, this model is not faster than that."""
-    from lsg_xlmr import encoder
+    from lsg_xlmr.model import encoder
 
     encoder.lsg_attention = lambda inputs, _: ((inputs.query + inputs.key + inputs.value).transpose(1, 2), None)
     return lsg(case)
@@ -47,9 +47,9 @@ def floor(case):
 
 def unchecked(case):
     """[`lsg`] that does not look at what it is given."""
-    from lsg_xlmr import embeddings, modeling_lsg_xlm_roberta as modeling
+    from lsg_xlmr.model import embeddings, modeling_lsg_xlm_roberta as modeling
 
-    for module, names in ((embeddings, ("check_ids", "check_device")), (modeling, ("check_ids", "check_states"))):
+    for module, names in ((embeddings, ("check_ids", "check_place")), (modeling, ("check_ids", "check_states"))):
         for name in names:
             setattr(module, name, lambda *_: None)
     return lsg(case)

@@ -5,7 +5,7 @@ from torch import nn
 from torch.export import Dim
 from transformers import AttentionInterface
 
-from lsg_xlmr.onnx_export import FILE, INT8_FILE, OPSET, quantize, save
+from lsg_xlmr.onnx.export import FILE, INT8_FILE, OPSET, quantize, save
 
 
 def write_onnx_file(model, folder, dtype, fused=False):
@@ -20,7 +20,7 @@ def write_onnx_file(model, folder, dtype, fused=False):
         `Path`: the file.
     """
     if type(model).__name__.startswith("LSG"):
-        from lsg_xlmr.onnx_model import onnx_model
+        from lsg_xlmr.onnx.graph import onnx_model
 
         graph = onnx_model(model, model.config.pad_token_id, OPSET)
     else:

@@ -21,7 +21,8 @@ from machine import describe_machine
 from tqdm import tqdm
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
-from lsg_xlmr import LSGConfig, LSGXLMRobertaModel, attention
+from lsg_xlmr import LSGConfig, LSGXLMRobertaModel
+from lsg_xlmr.attention import encoder_attention
 
 
 REQUESTS, WARM = 2000, 100
@@ -36,7 +37,7 @@ def serve(case):
     """Answers all requests; MiB that are resident after each, less those before the first, and the seconds of all."""
     fields = {"vocab_size": 1000, "num_hidden_layers": 2, "max_position_embeddings": LONGEST + 2, "type_vocab_size": 1}
     if case == "lsg without keep_freed_memory":
-        attention.keep_freed_memory = lambda: None
+        encoder_attention.keep_freed_memory = lambda: None
     stock = case == "stock"
     model = (XLMRobertaModel(XLMRobertaConfig(**fields)) if stock else LSGXLMRobertaModel(LSGConfig(**fields))).eval()
     rng, resident, before, start = random.Random(0), [], resident_mib(), time.perf_counter()

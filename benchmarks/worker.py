@@ -178,7 +178,7 @@ class Decoding(Forward):
 
     @torch.no_grad()
     def inputs(self, length):
-        from lsg_xlmr.cache import CACHE
+        from lsg_xlmr.model.cache import CACHE
 
         context = super().inputs(length)["input_ids"]
         cache = DynamicCache(config=self.model.config)
@@ -249,9 +249,9 @@ class Product:
     def __init__(self, case):
         self.case, self.multiply_adds = case, None
         if case["model"] == "lsg":
-            from lsg_xlmr.attention import lsg_attention
+            from lsg_xlmr.attention.encoder_attention import lsg_attention
+            from lsg_xlmr.attention.pattern import AttentionInputs, is_visible
             from lsg_xlmr.configuration_lsg import LSGConfig
-            from lsg_xlmr.pattern import AttentionInputs, is_visible
 
             self.lsg_attention, self.attention_inputs, self.is_visible = lsg_attention, AttentionInputs, is_visible
             self.config = LSGConfig(
@@ -311,13 +311,13 @@ class CausalTrainedProduct(TrainedProduct):
     """That of a decoder."""
 
     def attend(self, inputs):
-        from lsg_xlmr.causal_attention import causal_attention
-        from lsg_xlmr.causal_pattern import CausalInputs
+        from lsg_xlmr.attention.causal_attention import causal_attention
+        from lsg_xlmr.attention.causal_pattern import CausalInputs
 
         return causal_attention(CausalInputs(*inputs, None, self.config, HEAD_DIM**-0.5), "sdpa")[0]
 
     def _visible_pairs(self, t):
-        from lsg_xlmr.causal_pattern import CausalInputs
+        from lsg_xlmr.attention.causal_pattern import CausalInputs
 
         x = torch.zeros(1, 1, self.config.num_global_tokens + t, 1)
         visible = CausalInputs(x, x, x, None, self.config, 1.0).visible()

@@ -3,10 +3,10 @@
 
 from .configuration_lsg import LSGConfig, LSGEncoderDecoderConfig, LSGXLMRobertaConfig, TravelsWithItsCode
 from .conversion import LSGConverter
-from .drop_in import write_drop_in_files
-from .encoder import LSGAttention
-from .encoder_decoder import LSGEncoderDecoderModel
-from .modeling_lsg_xlm_roberta import (
+from .conversion.drop_in import write_drop_in_files
+from .model.encoder import LSGAttention
+from .model.encoder_decoder import LSGEncoderDecoderModel
+from .model.modeling_lsg_xlm_roberta import (
     LSGXLMRobertaForCausalLM,
     LSGXLMRobertaForMaskedLM,
     LSGXLMRobertaForMultipleChoice,
@@ -16,7 +16,7 @@ from .modeling_lsg_xlm_roberta import (
     LSGXLMRobertaModel,
     LSGXLMRobertaPreTrainedModel,
 )
-from .onnx_export import export_onnx
+from .onnx import export_onnx
 
 
 # The files of a checkpoint copy themselves on save; those of this package must be merged first.

@@ -16,13 +16,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers.utils import logging as transformers_logging
 
 from .arguments import parse_arguments
-from .check import check_fill_mask, check_heads
-from .conversion import ARCHITECTURES, LSGConverter, first_line, quiet_transformers, read_config
-from .folder import folder_size, save_checkpoint, side_files, unchanged
-from .model_card import loading_snippet, model_card, with_onnx_section
-from .new_folder import new_folder
-from .onnx_export import FILE, INT8_FILE, export_onnx, require_onnx, write_onnx
-from .verify import verify
+from .conversion.check import check_fill_mask, check_heads
+from .conversion.converter import ARCHITECTURES, LSGConverter, first_line, quiet_transformers, read_config
+from .conversion.folder import folder_size, save_checkpoint, side_files, unchanged
+from .conversion.model_card import loading_snippet, model_card, with_onnx_section
+from .conversion.new_folder import new_folder
+from .conversion.verify import verify
+from .onnx.export import FILE, INT8_FILE, export_onnx, require_onnx, write_onnx
 
 
 def main(argv=None):
@@ -164,7 +164,7 @@ def _test(options, architecture, source_config):
 def _onnx_findings(options, architecture):
     if architecture != "LSGXLMRobertaForMaskedLM":
         return []
-    from .onnx_check import check_onnx_fill_mask
+    from .onnx.check import check_onnx_fill_mask
 
     files = (FILE, INT8_FILE) if options.onnx == "int8" else (FILE,)
     return [check_onnx_fill_mask(options.model_name, file) for file in files]

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import metadata_load
+from repository import DATA, ROOT
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from lsg_xlmr import cli
 
 
-ROOT = Path(__file__).parent.parent
-SOURCE = Path(__file__).parent / "data" / "parity_conversion" / "source"
+SOURCE = DATA / "parity_conversion" / "source"
 BLOCKS = "{'block_size': 16, 'sparse_block_size': 16}"
 FILES = [
     "README.md",

@@ -3,15 +3,13 @@
 import json
 import shutil
 from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 from transformers import XLMRobertaConfig
 
 from lsg_xlmr import LSGConfig, LSGXLMRobertaConfig, LSGXLMRobertaForMaskedLM, LSGXLMRobertaModel
 
-
-ROOT = Path(__file__).parents[1]
 
 BAD_VALUES = [
     ("adaptive", 1),

@@ -1,14 +1,12 @@
 """The whole path of the README's first command: convert the checkpoint in `models/`, load it anywhere, fill a mask."""
 
-from pathlib import Path
-
 import pytest
+from repository import DATA, TINY
 from transformers import AutoTokenizer, pipeline
 
 from lsg_xlmr.cli import main
 
 
-ROOT = Path(__file__).parents[1]
 # Wordings of one fact with the word that tells which fact it is left out.
 QUESTIONS = {
     "Paris is the <mask> of France.": "capital",
@@ -24,7 +22,7 @@ QUESTIONS = {
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("converted") / "tiny-lsg-4096"
-    model = str(ROOT / "models" / "tiny-xlm-roberta")
+    model = str(TINY)
     assert main(["--initial_model", model, "--model_name", str(folder), "--max_sequence_length", "4096"]) == 0
     return str(folder)
 
@@ -43,7 +41,7 @@ def test_fills_a_lone_sentence(fill_mask, question):
 
 def others(tokenizer, num_tokens):
     """Sentences about other things, at least `num_tokens` tokens of them."""
-    sentences = (ROOT / "tests" / "data" / "other_sentences.txt").read_text(encoding="utf-8").splitlines()
+    sentences = (DATA / "other_sentences.txt").read_text(encoding="utf-8").splitlines()
     text = " ".join(sentences)
     assert "France" not in text and len(tokenizer(text)["input_ids"]) >= num_tokens
     return text

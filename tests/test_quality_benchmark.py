@@ -2,14 +2,13 @@
 
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from repository import ROOT, TINY
 from transformers import AutoTokenizer, Trainer, TrainerCallback, XLMRobertaForMaskedLM, default_data_collator
 
 
-ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks" / "quality"))
 
 import corpus  # noqa: E402
@@ -21,7 +20,7 @@ from results import Results  # noqa: E402
 from models import Way, cut_windows, stretch_positions  # noqa: E402
 
 
-SOURCE = ROOT / "models" / "tiny-xlm-roberta"
+SOURCE = TINY
 
 
 @pytest.mark.parametrize("tokens, length, stride", [(30, 10, 8), (31, 10, 4), (10, 10, 8), (7, 10, 8), (12, 10, 3)])

@@ -1,14 +1,11 @@
 """The README's Python snippets, in order, in a folder where its first command has been run."""
 
 import re
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from lsg_xlmr.cli import main
-
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.filterwarnings("ignore")

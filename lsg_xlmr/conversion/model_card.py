@@ -1,0 +1,202 @@
+# Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
+"""The model card (README.md) of a converted checkpoint."""
+
+import inspect
+from pathlib import Path
+
+from huggingface_hub import ModelCardData, metadata_load
+from yaml import YAMLError
+
+from ..configuration_lsg import LSGConfig, is_lsg_config
+from .converter import ARCHITECTURES
+
+
+PIPELINE_TAGS = {
+    "LSGXLMRobertaModel": "feature-extraction",
+    "LSGXLMRobertaForMaskedLM": "fill-mask",
+    "LSGXLMRobertaForCausalLM": "text-generation",
+    "LSGXLMRobertaForSequenceClassification": "text-classification",
+    "LSGXLMRobertaForTokenClassification": "token-classification",
+    "LSGXLMRobertaForQuestionAnswering": "question-answering",
+    "LSGXLMRobertaForMultipleChoice": "multiple-choice",
+}
+ONNX_HEADING = "\n\n## ONNX\n\n"
+
+
+def loading_snippet(model, name):
+    """Python lines that load the checkpoint `name` of the class of `model`."""
+    auto_class = ARCHITECTURES[type(model).__name__][0]
+    return (
+        f"from transformers import {auto_class}, AutoTokenizer\n\n"
+        f'model = {auto_class}.from_pretrained("{name}", trust_remote_code=True)\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")'
+    )
+
+
+def model_card(model, tokenizer, converter, name, source, source_config, source_files):
+    """
+    Args:
+        model, tokenizer: what [`LSGConverter.convert_from_pretrained`] returned.
+        converter (`LSGConverter`): the converter that made them.
+        name (`str`): where the checkpoint is loaded from in the snippets.
+        source (`str`): what was converted, with its `config.json` as a `dict` and the folder of its files.
+
+    Returns:
+        `str`: the text of README.md.
+    """
+    config = model.config
+    local = Path(source).is_dir()
+    title = Path(source).resolve().name if local else f"[{source}](https://huggingface.co/{source})"
+    settings = {
+        field: getattr(config, field) for field in inspect.signature(LSGConfig).parameters if field != "kwargs"
+    }
+    return "\n".join(
+        (
+            f"---\n{_header(model, source, local, source_files).to_yaml()}\n---\n",
+            f"# {Path(name).name}\n",
+            f"{title} with LSG (local + sparse + global) attention in the place of full attention: a "
+            f"`{type(model).__name__}` for inputs of up to {config.max_sequence_length} tokens. Time and memory grow "
+            "in proportion to the length. The method is that of Condevaux and Harispe, "
+            '["LSG Attention: Extrapolation of pretrained Transformers to long sequences"]'
+            "(https://arxiv.org/abs/2210.15497).\n",
+            "The attention is in the two Python files beside the weights, so it is loaded with "
+            "`trust_remote_code=True`, by transformers 5.0 or newer.\n",
+            "## What was done\n",
+            *_steps(converter, config, source_config),
+            "",
+            "## LSG settings\n",
+            "| parameter | value |\n| --- | --- |",
+            *(f"| `{field}` | `{value!r}` |" for field, value in settings.items()),
+            "\nAny of them can be changed at load, without converting again:\n",
+            "```python\nfrom transformers import AutoModel\n",
+            f'model = AutoModel.from_pretrained(\n    "{name}",\n    trust_remote_code=True,\n'
+            f"    num_global_tokens=16,\n    block_size=64,\n    sparse_block_size=64,\n    sparsity_factor=4,\n"
+            f'    sparsity_type="pooling",\n)\n```\n',
+            "## Usage\n",
+            *_usage(model, tokenizer, name, source_files),
+        )
+    )
+
+
+def _header(model, source, local, source_files):
+    is_embedder = (source_files / "modules.json").is_file()
+    return ModelCardData(
+        library_name="sentence-transformers" if is_embedder else "transformers",
+        pipeline_tag="sentence-similarity" if is_embedder else PIPELINE_TAGS[type(model).__name__],
+        **_known(source_files / "README.md"),
+        base_model=None if local else source,
+        tags=["xlm-roberta", "lsg", "long-context", "custom_code"],
+    )
+
+
+def _known(source_card):
+    """What the source's own card says that holds for the result."""
+    try:
+        header = metadata_load(source_card) or {}
+    except (OSError, ValueError, YAMLError):  # no card, or none that can be read: no reason not to convert
+        header = {}
+    return {name: header[name] for name in ("license", "language") if name in header}
+
+
+def _steps(converter, config, source_config):
+    positions = source_config.get("max_position_embeddings", 514) - config.pad_token_id - 1
+    new = config.max_sequence_length
+    if new > positions:
+        yield f"- The {positions} position embeddings were repeated up to {new}."
+    elif new < positions:
+        yield f"- The {positions} position embeddings were cut to the first {new}."
+    else:
+        yield f"- The {positions} position embeddings are the source's."
+    words = "random vectors like those of words" if converter.random_global_init else "the mask token's embedding"
+    if converter.resize_lsg and is_lsg_config(source_config):
+        yield "- The global tokens are the source's."
+    else:
+        yield (
+            f"- The global tokens were made of {words} plus position embeddings {converter.global_positional_stride} "
+            "tokens apart; the first"
+            + (
+                " was kept."
+                if converter.keep_first_global_token and is_lsg_config(source_config)
+                else " is `<s>` plus the first position."
+            )
+        )
+    yield "- All other weights are the source's. Nothing was trained: fine-tuning on long texts improves the result."
+    architecture = (config.architectures or [""])[0].removeprefix("LSG")
+    before = (source_config.get("architectures") or ["XLMRobertaModel"])[0].removeprefix("LSG")
+    if architecture != before:
+        yield f"- The source is a `{before}`: weights that only a `{architecture}` has are new and must be trained."
+
+
+def _usage(model, tokenizer, name, source_files):
+    """Snippets that fit the model's class, each runnable alone."""
+    architecture = type(model).__name__
+    yield f"```python\n{loading_snippet(model, name)}\n```\n"
+    if architecture == "LSGXLMRobertaForMaskedLM":
+        yield "Fill a mask:\n"
+        yield (
+            "```python\nfrom transformers import pipeline\n\n"
+            f'fill_mask = pipeline("fill-mask", model="{name}", trust_remote_code=True)\n'
+            f'print(fill_mask("Paris is the {tokenizer.mask_token} of France.")[0]["sequence"])\n```\n'
+        )
+    if architecture == "LSGXLMRobertaModel":
+        yield "One vector for a long text:\n"
+        yield _long_text("AutoModel", name, "outputs.last_hidden_state[:, 0].shape")
+        if (source_files / "modules.json").is_file():
+            yield "The same with sentence-transformers and the source's own pooling:\n"
+            yield (
+                "```python\nfrom sentence_transformers import SentenceTransformer\n\n"
+                f'model = SentenceTransformer("{name}", trust_remote_code=True)\n'
+                'print(model.encode(["This is a test sequence. " * 300]).shape)\n```\n'
+            )
+    if architecture in ("LSGXLMRobertaForTokenClassification", "LSGXLMRobertaForQuestionAnswering"):
+        yield "A long text, cut where it is longer still:\n"
+        yield _long_text(ARCHITECTURES[architecture][0], name, "outputs[0].shape")
+    else:
+        trained = architecture == "LSGXLMRobertaForSequenceClassification"
+        yield "Classify a long text" + (":\n" if trained else "; the classifier is new and must be trained first:\n")
+        yield _long_text("AutoModelForSequenceClassification", name, "outputs.logits")
+
+
+def _long_text(auto_class, name, printed):
+    return (
+        f"```python\nfrom transformers import {auto_class}, AutoTokenizer\n\n"
+        f'model = {auto_class}.from_pretrained("{name}", trust_remote_code=True)\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
+        'inputs = tokenizer("This is a test sequence. " * 300, truncation=True, return_tensors="pt")\n'
+        f"outputs = model(**inputs)\nprint({printed})\n```\n"
+    )
+
+
+def with_onnx_section(text, report):
+    """
+    Args:
+        text (`str`): of a README.md.
+        report ([`OnnxReport`]): of the ONNX files beside it.
+
+    Returns:
+        `str`: the text with a last section about the files, in the place of one that it may have.
+    """
+    return text.split(ONNX_HEADING)[0].rstrip() + ONNX_HEADING + "\n".join(_onnx_section(report)) + "\n"
+
+
+def _onnx_section(report):
+    yield (
+        "`onnx/model.onnx` opens in ONNX Runtime, with no torch, no transformers and no `trust_remote_code`. It takes "
+        "`input_ids` and `attention_mask` (int64, `(batch, length)`, padded anyhow) of any length that the model has. "
+        "Its answers were tried against PyTorch's at several lengths and paddings: they differ by "
+        f"{report.difference:.0e} at most, as a part of the greatest.\n"
+    )
+    if report.int8_cosine is not None:
+        yield (
+            "`onnx/model_qint8.onnx` is the same with 8-bit weights (dynamic quantization). The cosine of its answers "
+            f"to the float32 model's is {report.int8_cosine:.4f} in the mean.\n"
+        )
+    yield (
+        "```python\n"
+        "import numpy as np\nfrom onnxruntime import InferenceSession\nfrom tokenizers import Tokenizer\n\n"
+        'text = Tokenizer.from_file("tokenizer.json").encode("A long text.")\n'
+        'session = InferenceSession("onnx/model.onnx")\n'
+        "outputs = session.run(\n"
+        '    None, {"input_ids": np.array([text.ids]), "attention_mask": np.array([text.attention_mask])}\n'
+        ")\n```"
+    )

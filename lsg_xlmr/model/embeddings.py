@@ -1,0 +1,76 @@
+# Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
+"""XLM-RoBERTa's embeddings with the global tokens before them."""
+
+import torch
+from torch import nn
+from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbeddings
+
+from ..configuration_lsg import MAX_GLOBAL_TOKENS
+from ..cpu.dropout import LSGDropout
+from .cache import CACHE
+from .checks import check_ids, check_place
+
+
+class LSGEmbeddings(XLMRobertaEmbeddings):
+    """XLM-RoBERTa's embeddings and, before them, the global tokens', which have neither position nor type."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.config = config
+        self.dropout = LSGDropout(config.hidden_dropout_prob)
+        self.global_embeddings = nn.Embedding(MAX_GLOBAL_TOKENS, config.hidden_size)
+
+    def forward(self, input_ids=None, token_type_ids=None, position_ids=None, inputs_embeds=None, **kwargs):
+        """
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`; without the
+            globals where a cache has them, and for a stock decoder.
+
+        Raises:
+            TypeError: what comes is no tensor.
+            ValueError: the input is empty, longer than the positions, of a length that `adaptive=False` refuses, or
+                holds ids that the tables have no row for.
+        """
+        cache_length = kwargs.get(f"{CACHE}_length", 0)
+        shape = (inputs_embeds if input_ids is None else input_ids).shape[:2]
+        if 0 in shape:
+            raise ValueError(f"The input has {shape[0]} texts of {shape[1]} tokens: give one of each at least.")
+        self._check_length(shape[1], input_ids, position_ids, cache_length)
+        check_ids("position_ids", position_ids, self.config.max_position_embeddings, shape)
+        check_ids("token_type_ids", token_type_ids, self.config.type_vocab_size, shape)
+        if not hasattr(self, "_hf_hook"):  # by which accelerate moves what comes
+            inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+            inputs |= {"position_ids": position_ids, "token_type_ids": token_type_ids}
+            for name, value in inputs.items():
+                check_place(name, value, self.LayerNorm.weight)
+        embeddings = super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, cache_length)
+        if self.config.is_stock or cache_length:
+            return embeddings
+        index = torch.arange(self.config.num_global_tokens, device=embeddings.device)
+        global_embeddings = self.LayerNorm(self.global_embeddings(index)).expand(embeddings.shape[0], -1, -1)
+        return torch.cat([self.dropout(global_embeddings), embeddings], dim=1)
+
+    def _check_length(self, num_tokens, input_ids, position_ids, cache_length):
+        length = cache_length + num_tokens
+        maximum = self.config.max_sequence_length
+        if length > maximum:
+            # Padding takes no position, and positions may be given: only then is the input itself looked at.
+            if isinstance(position_ids, torch.Tensor) and position_ids.numel():
+                length = int(position_ids.max()) - self.padding_idx
+            elif input_ids is not None:
+                length = cache_length + int(input_ids.ne(self.padding_idx).sum(1).max())
+            if length > maximum:
+                raise ValueError(
+                    f"The input has {length} tokens, but the model has positions for {maximum} "
+                    f"(max_position_embeddings={self.config.max_position_embeddings}). Truncate the input "
+                    f"(`truncation=True, max_length={maximum}`), or convert the checkpoint to a longer "
+                    "max_sequence_length."
+                )
+        block_size = self.config.block_size
+        if not self.config.adaptive and not self.config.is_decoder and length > 2 * block_size and length % block_size:
+            shorter = length // block_size * block_size
+            raise ValueError(
+                f"The input has {length} tokens; with adaptive=False a length over {2 * block_size} must be a "
+                f"multiple of block_size={block_size}: {shorter} or {shorter + block_size} would do, and so would "
+                "adaptive=True, which pads inside the model."
+            )

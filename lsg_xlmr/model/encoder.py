@@ -1,0 +1,265 @@
+# Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
+"""XLM-RoBERTa's encoder with another self-attention, and the global tokens running beside the tokens."""
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.models.xlm_roberta.modeling_xlm_roberta import (
+    XLMRobertaEncoder,
+    XLMRobertaLayer,
+    XLMRobertaSelfAttention,
+    XLMRobertaSelfOutput,
+)
+from transformers.utils import logging
+
+from ..attention.causal_attention import causal_attention
+from ..attention.causal_pattern import CausalInputs
+from ..attention.encoder_attention import lsg_attention
+from ..attention.pattern import AttentionInputs
+from ..attention.sparsity import lsh_cluster_counts, lsh_projections
+from ..cpu.dropout import LSGDropout
+from ..cpu.threads import has_own_threads, in_pieces, run_on_own_threads
+from .cache import CACHE, LSGCacheLayer, self_attention_cache
+from .checks import check_states
+
+
+logger = logging.get_logger(__name__)
+
+
+class LSGAttention(XLMRobertaSelfAttention):
+    """XLM-RoBERTa's self-attention with the LSG product in the place of the dense one."""
+
+    def forward(
+        self,
+        hidden_states,
+        attention_mask=None,
+        output_attentions=False,
+        num_padding=0,
+        **kwargs,
+    ):
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`):
+                globals first (not those that the cache has), the tokens of an encoder padded to whole blocks
+                where they are more than two.
+            attention_mask (`torch.BoolTensor` of shape `(batch_size, num_global_tokens + sequence_length)`, those in
+                the cache included, *optional*): `True` where a key may be seen; `None` where all may.
+            past_key_values or, from transformers 5.24 on, cache (`Cache`, *optional*): of a decoder; see
+                [`LSGCacheLayer`].
+            output_attentions (`bool`): return the attention weights, by eager attention if need be.
+            num_padding (`int`): how many of the last positions fill the last block only.
+
+        Returns:
+            the context, of the shape of `hidden_states`, and the attention weights of shape `(batch_size, num_heads,
+            num_global_tokens + sequence_length, num_global_tokens + sequence_length)` where they are asked for,
+            otherwise `None`.
+
+        Raises:
+            ValueError: attention weights are asked for of tokens that a cache no longer has.
+        """
+        implementation = self.config._attn_implementation
+        if output_attentions and implementation != "eager":
+            logger.warning_once(f"`output_attentions=True` needs eager attention: {implementation} gives way to it.")
+            implementation = "eager"
+        hidden_shape = (*hidden_states.shape[:2], -1, self.attention_head_size)
+        projections = self.query, self.key, self.value
+        query, key, value = (
+            x.view(hidden_shape).transpose(1, 2)  # n h T d
+            for x in in_pieces(
+                lambda states: tuple(projection(states) for projection in projections),
+                projections,
+                hidden_states,
+                num_results=3,
+            )
+        )
+        arguments = {
+            "config": self.config,
+            "scaling": self.scaling,
+            "dropout": self.dropout.p if self.training else 0.0,
+            "projections": self.lsh_projections(hidden_states.device),
+        }
+        if self.is_decoder:
+            inputs = self._causal_inputs(query, key, value, attention_mask, kwargs.get(CACHE), arguments)
+            if output_attentions and inputs.past is not None:
+                raise ValueError("With a cache there are no attention weights of all tokens: add use_cache=False.")
+            context, weights = causal_attention(inputs, implementation)
+        else:
+            inputs = AttentionInputs(query, key, value, attention_mask, num_padding=num_padding, **arguments)
+            context, weights = lsg_attention(inputs, implementation)
+        return context.reshape(hidden_states.shape), weights
+
+    def _causal_inputs(self, query, key, value, mask, cache, arguments):
+        """What causal attention works on, taken from and left in `cache`."""
+        layer = past = first_query = None
+        if cache is not None:
+            cache = self_attention_cache(cache)
+            layer = LSGCacheLayer.of(cache, self.layer_idx, self.config)
+            past, first_query = layer.sparse, layer.first_query
+            key, value = cache.update(key, value, self.layer_idx)
+        if mask is not None:  # of all tokens, of which the cache has the last
+            globals_mask, mask = mask.tensor_split([self.config.num_global_tokens], dim=1)
+            num_tokens = key.shape[2] - self.config.num_global_tokens
+            mask = torch.cat([globals_mask, mask[:, mask.shape[1] - num_tokens :]], 1)
+        inputs = CausalInputs(query, key, value, mask, past=past, first_query=first_query, **arguments)
+        if layer is not None:
+            layer.forget(inputs)
+        return inputs
+
+    def lsh_projections(self, device):
+        """This layer's random projections, or `None` for another `sparsity_type`; see [`lsh_projections`]."""
+        if self.config.sparsity_type != "lsh" or not self.config.has_sparse_tokens:
+            return None
+        return lsh_projections(
+            self.config.lsh_seed,
+            self.layer_idx,
+            self.num_attention_heads,
+            self.attention_head_size,
+            lsh_cluster_counts(self.config),
+            device,
+        )
+
+
+class LSGSelfOutput(XLMRobertaSelfOutput):
+    """XLM-RoBERTa's projection of the context; see [`in_pieces`]."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.dropout = LSGDropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states, input_tensor):
+        """
+        Args:
+            hidden_states, input_tensor (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): the context, and
+                what the layer was given.
+        """
+        forward = super().forward
+        return in_pieces(lambda *states: (forward(*states),), self.children(), hidden_states, input_tensor)[0]
+
+
+class LSGLayer(XLMRobertaLayer):
+    """
+    XLM-RoBERTa's layer on globals, tokens and padding together. Takes and returns them apart, so that the hidden
+    states a user asks for are the tokens' alone.
+    """
+
+    def __init__(self, config, layer_idx=None):
+        super().__init__(config, layer_idx=layer_idx)
+        self.attention.self = LSGAttention(config, is_causal=config.is_decoder, layer_idx=layer_idx)
+        self.attention.output = LSGSelfOutput(config)
+        self.output.dropout = LSGDropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        hidden_states,
+        attention_mask=None,
+        global_states=None,
+        padding_states=None,
+        encoder_hidden_states=None,
+        **kwargs,
+    ):
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): the tokens.
+            attention_mask (`torch.BoolTensor`, *optional*): as [`LSGAttention`] takes it.
+            global_states (`torch.Tensor` of shape `(batch_size, num_global_tokens, hidden_size)`): the globals.
+            padding_states (`torch.Tensor` of shape `(batch_size, padding, hidden_size)`): what fills the last block.
+            encoder_hidden_states (`torch.Tensor`, *optional*): for cross-attention; here by its place, because
+                reentrant checkpointing gives no gradients to arguments that come by name.
+
+        Returns:
+            the tokens, the globals and the padding, of the same shapes.
+        """
+        parts = (global_states, hidden_states, padding_states)
+        num_padding = padding_states.shape[1]
+        states = torch.cat(parts, dim=1)
+        states = super().forward(states, attention_mask, encoder_hidden_states, num_padding=num_padding, **kwargs)
+        global_states, hidden_states, padding_states = states.split([part.shape[1] for part in parts], dim=1)
+        return hidden_states, global_states, padding_states
+
+    def feed_forward_chunk(self, attention_output):
+        """The feed-forward part; see [`in_pieces`]."""
+        forward = super().feed_forward_chunk
+        return in_pieces(lambda states: (forward(states),), (self.intermediate, self.output), attention_output)[0]
+
+
+class LSGEncoder(XLMRobertaEncoder):
+    """The stack of layers, with the global tokens and the padding running beside the tokens."""
+
+    def __init__(self, config):
+        nn.Module.__init__(self)  # the stock one would build a stack of its own first
+        self.config = config
+        self.layer = nn.ModuleList([LSGLayer(config, layer_idx=i) for i in range(config.num_hidden_layers)])
+
+    def forward(
+        self,
+        hidden_states,
+        attention_mask=None,
+        encoder_hidden_states=None,
+        use_cache=None,
+        **kwargs,
+    ):
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`).
+            attention_mask (`torch.BoolTensor`, *optional*): as [`LSGAttention`] takes it.
+            encoder_hidden_states, past_key_values (cache), use_cache: as in [`~transformers.XLMRobertaModel`].
+
+        Returns:
+            the last hidden state, `(batch_size, sequence_length, hidden_size)`: in an encoder with `pool_with_global`
+            the first global token's stands in the place of the first token's.
+
+        Raises:
+            TypeError, ValueError: `encoder_hidden_states` does not fit.
+        """
+        self._check_encoder_hidden_states(encoder_hidden_states, len(hidden_states))
+        cache = kwargs.get(CACHE)
+        is_decoder, block_size = self.config.is_decoder, self.config.block_size
+        num_global_tokens = num_new_global_tokens(cache, self.config)
+        global_states, hidden_states = hidden_states.tensor_split([num_global_tokens], dim=1)
+        batch_size, length, hidden_size = hidden_states.shape
+        padding = 0 if is_decoder else padded_length(length, self.config) - length
+        states = hidden_states, global_states, hidden_states.new_zeros(batch_size, padding, hidden_size)
+        kwargs["encoder_hidden_states"] = encoder_hidden_states
+        is_dense = self.config._attn_implementation == "eager" or kwargs.get("output_attentions")
+        if not (is_dense or length <= 2 * block_size or self.training) and has_own_threads(hidden_states):
+            states = run_on_own_threads(self._run_layers, attention_mask, *states, **kwargs)
+        else:
+            states = self._run_layers(attention_mask, *states, **kwargs)
+        hidden_states, global_states, _ = states
+        if self.config.pool_with_global and not is_decoder:
+            hidden_states = torch.cat([global_states[:, :1], hidden_states[:, 1:]], dim=1)
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=hidden_states, **{CACHE: cache if use_cache else None}
+        )
+
+    def _check_encoder_hidden_states(self, states, batch_size):
+        config = self.config
+        if states is not None and not config.add_cross_attention:
+            raise ValueError("`encoder_hidden_states` need cross-attention: load with add_cross_attention=True.")
+        check_states(
+            "encoder_hidden_states",
+            states,
+            getattr(config, "cross_attention_hidden_size", None) or config.hidden_size,
+            batch_size,
+        )
+
+    def _run_layers(
+        self, attention_mask, hidden_states, global_states, padding_states, encoder_hidden_states, **kwargs
+    ):
+        for layer in self.layer:
+            hidden_states, global_states, padding_states = layer(
+                hidden_states, attention_mask, global_states, padding_states, encoder_hidden_states, **kwargs
+            )
+        return hidden_states, global_states, padding_states
+
+
+def num_new_global_tokens(cache, config):
+    """How many globals run beside the tokens: none where `cache` (`Cache`, *optional*) has them."""
+    return config.num_global_tokens if cache is None or not cache.get_seq_length() else 0
+
+
+def padded_length(length, config):
+    """`length` tokens in whole blocks; up to two blocks they stay as they are."""
+    if length <= 2 * config.block_size:
+        return length
+    return -(-length // config.block_size) * config.block_size

@@ -1,0 +1,147 @@
+# Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
+"""
+LSG attention as ONNX functions: the attention written in ONNX operators, the sparse tokens traced from `sparsity.py`.
+
+The two are functions of the domain "lsg" while the graph is made, and inlined before it is written: what is left are
+standard operators. Shapes are those of `attention/pattern.py`.
+"""
+
+import onnxscript
+import torch
+from onnxscript import FLOAT, opset18 as op
+from torch import nn
+from torch.nn.functional import pad
+
+from ..attention.pattern import AttentionInputs
+from ..attention.sparsity import lsh_cluster_counts
+
+
+LSG = onnxscript.values.Opset("lsg", 1)
+
+
+@onnxscript.script(LSG, default_opset=op)
+def Attention(  # an ONNX operator's name
+    query,
+    key,
+    value,
+    mask,
+    bias,
+    projections,
+    block_size: int,
+    sparse_block_size: int,
+    step: int,
+    num_global_tokens: int,
+    scaling: float,
+) -> FLOAT:  # pragma: no cover (onnxscript reads this, Python never runs it)
+    """
+    LSG attention of one layer: up to two blocks full attention, past them block by block.
+
+    Args:
+        query, key, value (`n h T d`): globals first.
+        mask (bool, `n T`), bias (`n h 1 T`): the same twice, as `True` and 0 where a key may be seen, as `False` and
+            minus infinity where not.
+        projections (`h d p`): see [`SparseTokens`].
+
+    Returns:
+        the context, `n T h*d`.
+    """
+    zero = op.Constant(value_ints=[0])
+    axis = op.Constant(value_ints=[2])
+    last_axis = op.Constant(value_ints=[3])
+    b = op.Constant(value_int=block_size)
+    s = op.Constant(value_int=sparse_block_size)
+    sparse_step = op.Constant(value_int=step)
+    num_globals = op.Constant(value_int=num_global_tokens)
+    factor = op.Constant(value_float=scaling)
+    nothing = op.Constant(value_int=0)
+    one = op.Constant(value_int=1)
+    two = op.Constant(value_int=2)
+    # Of the mask, which is every layer's: the graph computes it once.
+    num_tokens = op.Squeeze(op.Shape(mask, start=1, end=2)) - num_globals
+    if num_tokens <= two * b:
+        scores = op.MatMul(query * factor, op.Transpose(key, perm=[0, 1, 3, 2])) + bias
+        context = op.MatMul(op.Softmax(scores, axis=-1), value)
+    else:
+        sparse_key, sparse_value, sparse_bias = LSG.SparseTokens(query, key, value, mask, projections)
+        first_token = op.Unsqueeze(num_globals, zero)
+        global_query = op.Slice(query, zero, first_token, axis) * factor
+        global_key = op.Slice(key, zero, first_token, axis)
+        global_value = op.Slice(value, zero, first_token, axis)
+        global_bias = op.Slice(bias, zero, first_token, last_axis)
+        global_scores = op.MatMul(global_query, op.Transpose(key, perm=[0, 1, 3, 2])) + bias
+        contexts = op.SequenceConstruct(op.MatMul(op.Softmax(global_scores, axis=-1), value))
+        # Block by block, so that what is computed stays in cache. `Slice` cuts what reaches past the end.
+        for i in range((num_tokens + b - one) / b):
+            start = num_globals + i * b
+            query_start = op.Unsqueeze(start, zero)
+            query_stop = op.Unsqueeze(start + b, zero)
+            near_start = op.Unsqueeze(op.Max(start - b, num_globals), zero)
+            near_stop = op.Unsqueeze(start + two * b, zero)
+            left = op.Max((i - one) * sparse_step, nothing)
+            left_start = op.Unsqueeze(op.Max(left - s, nothing), zero)
+            left_stop = op.Unsqueeze(left, zero)
+            right = (i + two) * sparse_step
+            right_start = op.Unsqueeze(right, zero)
+            right_stop = op.Unsqueeze(right + s, zero)
+            block_key = op.Concat(
+                global_key,
+                op.Slice(sparse_key, left_start, left_stop, axis),
+                op.Slice(key, near_start, near_stop, axis),
+                op.Slice(sparse_key, right_start, right_stop, axis),
+                axis=2,
+            )
+            block_value = op.Concat(
+                global_value,
+                op.Slice(sparse_value, left_start, left_stop, axis),
+                op.Slice(value, near_start, near_stop, axis),
+                op.Slice(sparse_value, right_start, right_stop, axis),
+                axis=2,
+            )
+            block_bias = op.Concat(
+                global_bias,
+                op.Slice(sparse_bias, left_start, left_stop, last_axis),
+                op.Slice(bias, near_start, near_stop, last_axis),
+                op.Slice(sparse_bias, right_start, right_stop, last_axis),
+                axis=3,
+            )
+            block_query = op.Slice(query, query_start, query_stop, axis) * factor
+            block_scores = op.MatMul(block_query, op.Transpose(block_key, perm=[0, 1, 3, 2])) + block_bias
+            contexts = op.SequenceInsert(contexts, op.MatMul(op.Softmax(block_scores, axis=-1), block_value))
+        context = op.ConcatFromSequence(contexts, axis=2)
+    return op.Reshape(op.Transpose(context, perm=[0, 2, 1, 3]), op.Constant(value_ints=[0, 0, -1]))
+
+
+class SparseTokens(nn.Module):
+    """What the ONNX function "SparseTokens" is traced from."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+
+    def forward(self, query, key, value, mask, projections):
+        """
+        Args:
+            query, key, value (`n h T d`), mask (bool, `n T`): globals first, any number of tokens.
+            projections (`h d p`): those of all rounds of `lsh`, beside each other.
+
+        Returns:
+            sparse keys and values (`n h m d`) and their bias (`n h 1 m`).
+        """
+        num_tokens = key.shape[2] - self.config.num_global_tokens
+        num_blocks = (num_tokens + self.config.block_size - 1) // self.config.block_size
+        padding = num_blocks * self.config.block_size - num_tokens
+        key, value = (pad(x, (0, 0, 0, padding)) for x in (key, value))
+        sizes = [(count + 1) // 2 for count in lsh_cluster_counts(self.config)] if projections.numel() else []
+        projections = projections.split(sizes, -1) if sizes else None
+        inputs = AttentionInputs(
+            query, key, value, pad(mask, (0, padding)), self.config, key.shape[3] ** -0.5, projections=projections
+        )
+        sparse_key, sparse_value, sparse_mask = inputs.sparse_tokens()
+        n, h, m, _ = sparse_key.shape
+        sparse_mask = mask.new_ones(n, 1, m) if sparse_mask is None else sparse_mask
+        return sparse_key, sparse_value, additive(sparse_mask).expand(-1, h, -1)[:, :, None]
+
+
+def additive(mask):
+    """0 where `mask` (bool) is `True`, minus infinity elsewhere, float32."""
+    return torch.where(mask, 0.0, -torch.inf)

@@ -1,0 +1,341 @@
+"""ONNX files: the model's answers from one file for all lengths and paddings, by ONNX Runtime and what uses it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from repository import DATA, ROOT, TINY
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+from lsg_xlmr import LSGConverter, cli, export_onnx
+from lsg_xlmr.conversion import ARCHITECTURES
+from lsg_xlmr.onnx import export
+
+
+onnxruntime = pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+if not hasattr(torch.onnx, "ops"):
+    pytest.skip("ONNX files need torch 2.8", allow_module_level=True)
+
+SOURCE = DATA / "parity_conversion" / "source"
+BLOCKS = {"block_size": 8, "sparse_block_size": 8}
+MAX_LENGTH = 70
+PER_TOKEN = ("Model", "CausalLM", "QuestionAnswering", "TokenClassification")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A function that makes the folder of an LSG checkpoint for 70 tokens with ONNX files in it."""
+
+    def make(architecture="LSGXLMRobertaModel", int8=False, **fields):
+        folder = tmp_path_factory.mktemp("checkpoint")
+        converter = LSGConverter(max_sequence_length=MAX_LENGTH)
+        model, tokenizer = converter.convert_from_pretrained(SOURCE, architecture, **{**BLOCKS, **fields})
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        export_onnx(folder, int8=int8)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def masked_lm(checkpoint):
+    return checkpoint("LSGXLMRobertaForMaskedLM", int8=True)
+
+
+@pytest.fixture
+def copy(masked_lm, tmp_path):
+    """A copy of the masked LM's folder, without ONNX files, that a test may change."""
+    return Path(shutil.copytree(masked_lm, tmp_path / "copy", ignore=lambda *_: ["onnx"]))
+
+
+def open_file(folder, file="model.onnx"):
+    return onnxruntime.InferenceSession(folder / "onnx" / file, providers=["CPUExecutionProvider"])
+
+
+def batches(mask_token_id):
+    """Batches of every kind of length, each row padded another way."""
+    generator = torch.Generator().manual_seed(0)
+    for length in (1, 2, 7, 8, 9, 15, 16, 17, 23, 24, 25, 31, 64, 69, MAX_LENGTH):
+        for batch_size in (1, 5):
+            input_ids = torch.randint(5, 60, (batch_size, length), generator=generator)
+            attention_mask = torch.ones_like(input_ids)
+            attention_mask[1:2, length // 2 + 1 :] = 0
+            attention_mask[2:3, : length // 2] = 0
+            input_ids[attention_mask == 0] = 1
+            attention_mask[3:4, length // 3 : length // 2] = 0
+            attention_mask[4:5, 1:] = 0
+            input_ids[:, -1] = mask_token_id
+            yield {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def assert_same_answers(folder):
+    config = json.loads((folder / "config.json").read_text())
+    architecture = config["architectures"][0]
+    mask_token_id = AutoTokenizer.from_pretrained(folder).mask_token_id
+    model, session = ARCHITECTURES[architecture][1].from_pretrained(folder).eval(), open_file(folder)
+    names = [output.name for output in session.get_outputs()]
+    for inputs in batches(mask_token_id):
+        if architecture.endswith("MultipleChoice"):
+            inputs = {name: x[:, None].repeat(1, 3, 1) for name, x in inputs.items()}
+        with torch.no_grad():
+            expected = model(**inputs)
+        answers = session.run(None, {name: x.numpy() for name, x in inputs.items()})
+        for name, answer in zip(names, map(torch.from_numpy, answers)):
+            there, seen = expected[name], inputs["attention_mask"] != 0
+            if architecture.endswith("MaskedLM"):
+                masks = inputs["input_ids"] == mask_token_id
+                there, answer = there[masks & seen], answer[seen[masks]]
+            elif architecture.endswith(PER_TOKEN):
+                there, answer = there[seen], answer[seen]
+            torch.testing.assert_close(answer, there, atol=1e-4, rtol=0)
+
+
+@pytest.mark.onnx
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_head_answers_as_the_model(checkpoint, architecture):
+    assert_same_answers(checkpoint(architecture))
+
+
+@pytest.mark.onnx
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sparsity_type": "none", "num_global_tokens": 3},
+        {"sparsity_type": "norm", "sparse_block_size": 4, "mask_first_token": True},
+        {"sparsity_type": "norm", "sparsity_factor": 1, "pool_with_global": False},
+        {"sparsity_type": "pooling", "sparsity_factor": 4, "sparse_block_size": 3},
+        {"sparsity_type": "bos_pooling", "num_global_tokens": 20},
+        {"sparsity_type": "lsh"},
+        {"sparsity_type": "lsh", "sparsity_factor": 8},
+        {"sparsity_type": "stride", "sparsity_factor": 8},
+        {"sparsity_type": "block_stride"},
+    ],
+    ids=str,
+)
+def test_every_sparsity_type_answers_as_the_model(checkpoint, fields):
+    assert_same_answers(checkpoint(**fields))
+
+
+def test_a_masked_lm_gives_the_logits_of_the_masks(masked_lm):
+    mask = AutoTokenizer.from_pretrained(masked_lm).mask_token_id
+    input_ids = np.array([[0, mask, 7, mask, 2], [0, 8, 7, mask, 2]])
+    session = open_file(masked_lm)
+    (logits,) = session.run(None, {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)})
+    assert logits.shape[0] == 3
+    alone = session.run(None, {"input_ids": input_ids[1:], "attention_mask": np.ones_like(input_ids[1:])})[0]
+    np.testing.assert_allclose(logits[2:], alone, atol=1e-5)
+
+
+def test_int8_answers_are_near(masked_lm):
+    mask = AutoTokenizer.from_pretrained(masked_lm).mask_token_id
+    input_ids = np.tile([0, 9, 8, 7, mask], (2, 12))
+    inputs = {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}
+    exact, near = (open_file(masked_lm, file).run(None, inputs)[0] for file in ("model.onnx", "model_qint8.onnx"))
+    cosine = (exact * near).sum(-1) / np.linalg.norm(exact, axis=-1) / np.linalg.norm(near, axis=-1)
+    assert cosine.min() > 0.98 and not np.array_equal(exact, near)
+    weights = onnx.load(masked_lm / "onnx" / "model_qint8.onnx").graph.initializer
+    assert sum(weight.data_type == onnx.TensorProto.INT8 and len(weight.dims) == 2 for weight in weights) > 12
+
+
+@pytest.mark.parametrize(
+    "length, mask_shape, message",
+    [
+        (MAX_LENGTH + 1, None, "input_ids_may_have_70_tokens_at_most"),
+        (9, (2, 8), "attention_mask_must_have_the_shape_of_input_ids"),
+        (9, (1, 9), "attention_mask_must_have_the_shape_of_input_ids"),
+        (9, (2, 1, 9, 9), "attention_mask"),
+        (9, (), "attention_mask"),
+    ],
+)
+@pytest.mark.parametrize("file", ["model.onnx", "model_qint8.onnx"])
+def test_what_onnxruntime_says_of_wrong_inputs_names_the_rule(masked_lm, file, length, mask_shape, message):
+    inputs = {"input_ids": np.full((2, length), 7), "attention_mask": np.ones(mask_shape or (2, length), np.int64)}
+    if mask_shape == ():
+        del inputs["attention_mask"]
+    with pytest.raises(Exception, match=message):
+        open_file(masked_lm, file).run(None, inputs)
+
+
+def test_layers_share_the_mask_and_standard_operators_are_all_there_is(masked_lm):
+    graph = onnx.load(masked_lm / "onnx" / "model.onnx").graph
+    operators = [node.op_type for node in graph.node]
+    num_layers = json.loads((masked_lm / "config.json").read_text())["num_hidden_layers"]
+    assert operators.count("If") == num_layers
+    assert operators.count("Where") == 1 and operators.count("LessOrEqual") == 1
+    assert {node.domain for node in graph.node} == {""}
+
+
+@pytest.mark.onnx
+def test_the_answers_decide_whether_a_file_is_written(copy, monkeypatch):
+    monkeypatch.setattr(export, "MAX_DIFFERENCE", -1.0)
+    before = sorted(copy.rglob("*"))
+    with pytest.raises(ValueError, match="differ from the model's"):
+        export_onnx(copy)
+    assert sorted(copy.rglob("*")) == before
+
+
+@pytest.mark.onnx
+def test_files_are_replaced_only_when_told(copy):
+    export_onnx(copy)
+    with pytest.raises(ValueError, match="not empty"):
+        export_onnx(copy)
+    export_onnx(copy, overwrite=True, int8=True)
+    card = (copy / "README.md").read_text()
+    assert card.count("## ONNX") == 1 and "model_qint8.onnx" in card
+
+
+@pytest.mark.onnx
+def test_large_weights_go_to_a_file_of_their_own(copy, monkeypatch):
+    monkeypatch.setattr(export, "MAX_BYTES", 0)
+    export_onnx(copy, int8=True, opset_version=18)
+    files = {path.name for path in (copy / "onnx").iterdir()}
+    assert files >= {"model.onnx", "model.onnx_data", "model_qint8.onnx"}
+    assert onnx.load(copy / "onnx" / "model.onnx", load_external_data=False).opset_import[0].version == 18
+    assert_same_answers(copy)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda folder: folder / "missing", "There is no folder"),
+        (lambda folder: SOURCE, "without LSG attention"),
+        (lambda folder: with_field(folder, is_decoder=True), "decoder"),
+        (lambda folder: with_field(folder, architectures=["XLMRobertaForOther"]), "XLMRobertaForOther"),
+    ],
+)
+def test_what_cannot_be_exported_is_named(copy, make, message):
+    with pytest.raises(ValueError, match=message):
+        export_onnx(make(copy))
+    assert not (copy / "onnx").exists()
+
+
+def with_field(folder, **fields):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+    return folder
+
+
+@pytest.mark.parametrize("opset_version", [17, "20", None])
+def test_old_operators_are_refused(copy, opset_version):
+    with pytest.raises(ValueError, match="opset_version must be an int of at least 18"):
+        export_onnx(copy, opset_version=opset_version)
+
+
+def test_a_missing_package_gives_the_line_that_installs_it(copy, monkeypatch, capsys):
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(ImportError, match="need onnxscript.*pip install onnx onnxscript onnxruntime"):
+        export_onnx(copy)
+    assert cli.main(["--initial_model", str(SOURCE), "--model_name", "out", "--onnx"]) == 2
+    assert "pip install onnx" in capsys.readouterr().err
+
+
+def test_the_command_converts_and_exports(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = ["--model_name", "out", "--max_sequence_length", "600", "--model_kwargs", str(BLOCKS)]
+    assert cli.main(["--initial_model", str(SOURCE), *options, "--onnx", "int8", "--run_test"]) == 0
+    out = capsys.readouterr().out
+    assert "by model.onnx" in out and "by model_qint8.onnx" in out and "cosine to float32" in out
+    card = Path("out/README.md").read_text()
+    assert "## Usage" in card and "The cosine of its answers to the float32 model's is 0.9" in card
+    answers = open_file(Path("out")).get_outputs()
+    assert [answer.name for answer in answers] == ["logits"]
+
+
+@pytest.mark.onnx
+def test_the_command_exports_what_is_there(copy, capsys):
+    weights = (copy / "model.safetensors").read_bytes()
+    assert cli.main(["--model_name", str(copy), "--onnx"]) == 0
+    assert "onnx/model.onnx gives PyTorch's answers" in capsys.readouterr().out
+    assert (copy / "model.safetensors").read_bytes() == weights
+    assert [path.name for path in (copy / "onnx").iterdir()] == ["model.onnx"]
+    assert not [path for path in copy.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--model_name", "out"], "required: --initial_model"),
+        (["--model_name", "out", "--onnx", "int4"], "neither float32 nor int8"),
+        (
+            ["--model_name", "out", "--onnx", "--max_sequence_length", "9"],
+            "--max_sequence_length does not go with --onnx",
+        ),
+    ],
+)
+def test_wrong_command_lines(argv, message, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(argv)
+    assert message in capsys.readouterr().err
+
+
+def test_the_example_needs_neither_torch_nor_transformers(masked_lm):
+    code = "import sys, runpy; sys.modules.update(torch=None, transformers=None); runpy.run_path(sys.argv.pop(1))"
+    texts = ["Paris is the <mask> of France. <mask>", "One <mask>"]
+    command = [sys.executable, "-c", code, ROOT / "examples" / "serve_onnx.py", masked_lm, "model.onnx", *texts]
+    words = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert len(words.strip().split(" ")) >= 3
+
+
+# Run by another Python: the embeddings and scores of long texts from folders opened as ONNX.
+OPEN_ELSEWHERE = """
+import sys
+import numpy as np
+from sentence_transformers import CrossEncoder, SentenceTransformer
+embedder, reranker, out = sys.argv[1:]
+texts = ["Paris is the capital of France.", "The Seine flows through France. " * 380, "Berlin " * 40]
+file = {"file_name": "onnx/model.onnx"}
+embeddings = SentenceTransformer(embedder, backend="onnx", model_kwargs=file).encode(texts, batch_size=3)
+reranker = CrossEncoder(reranker, backend="onnx", model_kwargs=file)
+scores = reranker.predict([(texts[0], text) for text in texts], batch_size=3)
+np.savez(out, embeddings=embeddings, scores=scores)
+"""
+
+
+@pytest.mark.onnx
+@pytest.mark.skipif(
+    "SENTENCE_TRANSFORMERS_PYTHON" not in os.environ,
+    reason="SENTENCE_TRANSFORMERS_PYTHON names no Python that has sentence-transformers[onnx]",
+)
+def test_sentence_transformers_opens_the_files_without_trust(tmp_path):
+    tiny = TINY
+    embedder, reranker = tmp_path / "embedder", tmp_path / "reranker"
+    source = Path(shutil.copytree(tiny, tmp_path / "source"))
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    modules += [{"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
+    (source / "modules.json").write_text(json.dumps(modules))
+    (source / "1_Pooling").mkdir()
+    hidden_size = json.loads((tiny / "config.json").read_text())["hidden_size"]
+    pooling = {"word_embedding_dimension": hidden_size, "pooling_mode_mean_tokens": True}
+    (source / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    for folder, architecture in ((embedder, "Model"), (reranker, "ForSequenceClassification")):
+        options = ["--model_name", str(folder), "--architecture", f"LSGXLMRoberta{architecture}", "--onnx"]
+        num_labels = ["--model_kwargs", "{'num_labels': 1}"] if folder == reranker else []
+        assert cli.main(["--initial_model", str(source), *options, *num_labels]) == 0
+    (reranker / "modules.json").unlink()
+
+    command = [os.environ["SENTENCE_TRANSFORMERS_PYTHON"], "-c", OPEN_ELSEWHERE, embedder, reranker, tmp_path / "out"]
+    subprocess.run(command, check=True)
+    found = np.load(tmp_path / "out.npz")
+
+    tokenizer = AutoTokenizer.from_pretrained(embedder)
+    texts = ["Paris is the capital of France.", "The Seine flows through France. " * 380, "Berlin " * 40]
+    padded = {"padding": True, "truncation": True, "return_tensors": "pt"}
+    inputs = tokenizer(texts, **padded)
+    assert inputs["input_ids"].shape[1] > 3000
+    with torch.no_grad():
+        states = AutoModel.from_pretrained(embedder, trust_remote_code=True)(**inputs).last_hidden_state
+        weights = inputs["attention_mask"][..., None]
+        embeddings = (states * weights).sum(1) / weights.sum(1)
+        model = AutoModelForSequenceClassification.from_pretrained(reranker, trust_remote_code=True)
+        scores = model(**tokenizer(texts[:1] * 3, texts, **padded)).logits.sigmoid()[:, 0]
+    torch.testing.assert_close(torch.from_numpy(found["embeddings"]), embeddings, atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.from_numpy(found["scores"]), scores, atol=1e-4, rtol=0)
