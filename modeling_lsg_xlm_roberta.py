@@ -738,16 +738,8 @@ def _with_key_mask(block_mask, key_mask):
     )
 
 
-# LSG attention one block of queries at a time, with its backward: the block's window of keys is gathered in a buffer
-# that stays in cache. Blocks are shared out among threads, each of which works on its own.
-
-
-# Pieces of work a thread has at least, so that threads end together.
-PIECES_A_THREAD = 4
-# Floats of the widest vector register: rows of scores that are not whole vectors make their product a fifth slower.
-VECTOR_SIZE = 16
-
-WAY_OUT = "Load the model with attn_implementation='eager', or call model.set_attn_implementation('eager')."
+# Which products LSG attention consists of, block by block: of each sequence a list of [`Block`]. Shapes are those of
+# `pattern.py`.
 
 
 class Block(NamedTuple):
@@ -761,6 +753,146 @@ class Block(NamedTuple):
     window: list
     key_mask: torch.Tensor | None = None
     later: torch.Tensor | None = None
+
+    @property
+    def num_queries(self):
+        return self.queries.stop - self.queries.start
+
+    @property
+    def width(self):
+        """How many keys there are in the window."""
+        return sum(stop - start for _, start, stop in self.window)
+
+    @property
+    def num_weights(self):
+        return self.num_queries * self.width
+
+
+def blocks_of_sequences(inputs, m, sparse_mask):
+    """The blocks of every sequence of `inputs`; `m` sparse tokens, of which `sparse_mask` may hide some."""
+    return [_blocks(inputs, sequence, m, sparse_mask) for sequence in range(len(inputs.key))]
+
+
+def _blocks(inputs, sequence, m, sparse_mask):
+    """
+    All products of one sequence. Blocks and keys that are nothing but padding are left out. The most weights come
+    first, so that every buffer is made once.
+    """
+    mask, t, num_global_tokens = inputs.mask, inputs.num_tokens, inputs.num_global_tokens
+    b, s = inputs.config.block_size, inputs.config.sparse_block_size
+    step = m * b // t
+    first, last = _bounds(mask, sequence, num_global_tokens, t)
+    globals_piece = (False, 0, num_global_tokens)
+    everything = [globals_piece, (False, num_global_tokens + first, num_global_tokens + last)]
+    blocks = [_block(slice(0, num_global_tokens), everything)]
+    # Where sparse tokens are made of masked tokens too (`bos_pooling`), no block is without effect.
+    seen_through_sparse = mask is not None and sparse_mask is None and m > 0
+    for i in range(t // b) if seen_through_sparse else range(first // b, -(-last // b)):
+        near = max((i - 1) * b, first), min((i + 2) * b, last)
+        left = max((i - 1) * step - s, 0), max((i - 1) * step, 0)
+        right = min((i + 2) * step, m), min((i + 2) * step + s, m)
+        window = [
+            (True, *left),
+            globals_piece,
+            (False, num_global_tokens + near[0], num_global_tokens + near[1]),
+            (True, *right),
+        ]
+        blocks.append(_block(slice(num_global_tokens + i * b, num_global_tokens + (i + 1) * b), window))
+    return _masked(blocks, mask, sparse_mask, sequence)
+
+
+def causal_blocks(inputs):
+    """The blocks of every sequence of `inputs` ([`CausalInputs`])."""
+    b, dtype = inputs.config.block_size, inputs.query.dtype
+    later = torch.full((b, b), -torch.inf, dtype=dtype, device="cpu").triu_(1)  # of one block's tokens
+    return [_causal_blocks(inputs, sequence, later) for sequence in range(len(inputs.key))]
+
+
+def _causal_blocks(inputs, sequence, later):
+    sparse_mask, mask = inputs.sparse[2], inputs.mask
+    t, p, num_global_tokens = inputs.num_tokens, inputs.num_past_sparse, inputs.num_global_tokens
+    num_global_queries = inputs.num_global_queries
+    b, s, step = inputs.config.block_size, inputs.config.sparse_block_size, inputs.step
+    start = t - (inputs.query.shape[2] - num_global_queries)  # the first token with a query
+    first, last = _bounds(mask, sequence, num_global_tokens, t)
+    globals_piece = (False, 0, num_global_tokens)
+    blocks = [_block(slice(0, num_global_queries), [globals_piece])] if num_global_queries else []
+    # As in the encoder, and where there are no sparse tokens yet.
+    seen_through_sparse = mask is not None and sparse_mask is None and step > 0
+    some = range(max(start, first) // b, -(-last // b))
+    if inputs.config.mask_first_token:  # which hides <s> as a key: as a query it counts
+        some = range(start // b, max(some.stop, 1))
+    for i in range(start // b, -(-t // b)) if seen_through_sparse else some:
+        queries = max(i * b, start), min((i + 1) * b, t)
+        near = max((i - 1) * b, first), min((i + 1) * b, last)
+        end = p + (i - 1) * step
+        window = [
+            (True, max(end - s, 0), max(end, 0)),
+            globals_piece,
+            (False, num_global_tokens + near[0], num_global_tokens + near[1]),
+        ]
+        own = max(near[0], i * b), near[1]  # the tokens of the block itself
+        after = None
+        if own[0] < own[1] and queries[0] < own[1] - 1:
+            after = later[queries[0] - i * b : queries[1] - i * b, own[0] - i * b : own[1] - i * b]
+        shift = num_global_queries - start
+        blocks.append(_block(slice(queries[0] + shift, queries[1] + shift), window)._replace(later=after))
+    return _masked(blocks, mask, sparse_mask, sequence)
+
+
+def _block(queries, window):
+    return Block(queries, _joined(piece for piece in window if piece[1] < piece[2]))
+
+
+def _masked(blocks, mask, sparse_mask, sequence):
+    """`blocks` with the masks of their windows, those of the most weights first."""
+    blocks = sorted(blocks, key=lambda block: block.num_weights, reverse=True)
+    return [block._replace(key_mask=_window_mask(mask, sparse_mask, sequence, block.window)) for block in blocks]
+
+
+def _joined(window):
+    """`window` with slices that follow each other in the same tensor as one."""
+    joined = []
+    for is_sparse, start, stop in window:
+        if joined and joined[-1][0] == is_sparse and joined[-1][2] == start:
+            start = joined.pop()[1]
+        joined.append((is_sparse, start, stop))
+    return joined
+
+
+def _bounds(mask, sequence, num_global_tokens, t):
+    """The first unmasked token and the one after the last."""
+    if mask is None:
+        return 0, t
+    kept = mask[sequence, num_global_tokens:].nonzero()
+    return (int(kept[0]), int(kept[-1]) + 1) if len(kept) else (0, 0)
+
+
+def _window_mask(mask, sparse_mask, sequence, window):
+    if mask is None and sparse_mask is None:
+        return None
+    heads = 1 if sparse_mask is None else sparse_mask.shape[1]
+    parts = []
+    for is_sparse, start, stop in window:
+        source = sparse_mask[sequence] if is_sparse and sparse_mask is not None else None
+        if not is_sparse and mask is not None:
+            source = mask[sequence, None].expand(heads, -1)
+        ones = torch.ones(heads, stop - start, dtype=torch.bool)
+        parts.append(ones if source is None else source[:, start:stop])
+    window_mask = torch.cat(parts, 1)
+    return None if window_mask.all() else window_mask
+
+
+# LSG attention one block of queries at a time, with its backward: the block's window of keys is gathered in a buffer
+# that stays in cache. Blocks are shared out among threads, each of which works on its own.
+
+
+# Pieces of work a thread has at least, so that threads end together.
+PIECES_A_THREAD = 4
+# Floats of the widest vector register: rows of scores that are not whole vectors make their product a fifth slower.
+VECTOR_SIZE = 16
+
+WAY_OUT = "Load the model with attn_implementation='eager', or call model.set_attn_implementation('eager')."
 
 
 def blockwise_attention(tensors, blocks, scaling, dropout):
@@ -842,14 +974,14 @@ def attend(tensors, blocks, scaling, dropout):
     inputs, draws = [_by_position(x) for x in tensors], []
     num_positions = inputs[0].shape[1]
     # Blocks of padding are left out below, and must still be finite.
-    complete = all(sum(map(_num_queries, of_sequence)) == num_positions for of_sequence in blocks)
+    complete = all(sum(block.num_queries for block in of_sequence) == num_positions for of_sequence in blocks)
     context = (tensors[0].new_empty if complete else tensors[0].new_zeros)(inputs[0].shape)  # n T h d
     buffers = _Buffers(context)
 
     def attend_block(piece):
         block, (q, k, v, sk, sv, out) = piece
-        queries, window = block.queries, block.window
-        keys, values = buffers.gather("keys", window, k, sk), buffers.gather("values", window, v, sv)
+        queries = block.queries
+        keys, values = buffers.gather("keys", block, k, sk), buffers.gather("values", block, v, sv)
         weights = _block_weights(buffers, q[queries].transpose(0, 1), keys, block, scaling)
         if dropout > 0:
             draws.append(draw_dropout(weights.shape, dropout))
@@ -881,20 +1013,20 @@ def attend_backward(grad_context, context, tensors, blocks, scaling, dropout, dr
         blocks, grad_context, means, *inputs, *grads
     ):
         for block in of_sequence:
-            queries, window = block.queries, block.window
-            keys, values = buffers.gather("keys", window, k, sk), buffers.gather("values", window, v, sv)
+            queries = block.queries
+            keys, values = buffers.gather("keys", block, k, sk), buffers.gather("values", block, v, sv)
             block_query, grad = q[queries].transpose(0, 1), grad_out[queries].transpose(0, 1)  # h b d
             weights = _block_weights(buffers, block_query, keys, block, scaling)  # h b w
             dropped = weights
             if dropout > 0:
                 dropped = buffers.kept(weights.shape, draw(weights.shape)).mul_(weights)
             grad_values = buffers.product("grad_window", dropped.transpose(1, 2), grad, scale)
-            buffers.scatter(grad_values, window, gv, gsv)
+            buffers.scatter(grad_values, block, gv, gsv)
             grad_scores = buffers.product("grad_weights", grad, values.transpose(1, 2), scale)
             grad_scores.mul_(dropped).addcmul_(weights, mean[queries].transpose(0, 1), value=-1)
             gq[queries] = buffers.product("grad_query", grad_scores, keys, scaling).transpose(0, 1)
             grad_keys = buffers.product("grad_window", grad_scores.transpose(1, 2), block_query, scaling)
-            buffers.scatter(grad_keys, window, gk, gsk)
+            buffers.scatter(grad_keys, block, gk, gsk)
     return [grad.transpose(1, 2) for grad in grads]
 
 
@@ -920,26 +1052,26 @@ class _Buffers(threading.local):
     def kept(self, shape, draw):
         return kept_elements(*draw, self.empty("kept", shape))
 
-    def gather(self, name, window, tokens, sparse):
+    def gather(self, name, block, tokens, sparse):
         """
-        The window, `h w d`: slices of `tokens` (`T h d`) and `sparse` (`m h d`) one after the other; where they have
-        to be copied, with zeros up to a multiple of `VECTOR_SIZE`.
+        The window of `block`, `h w d`: slices of `tokens` (`T h d`) and `sparse` (`m h d`) one after the other; where
+        they have to be copied, with zeros up to a multiple of `VECTOR_SIZE`.
         """
-        parts = [(sparse if is_sparse else tokens)[start:stop] for is_sparse, start, stop in window]
+        parts = [(sparse if is_sparse else tokens)[start:stop] for is_sparse, start, stop in block.window]
         if len(parts) == 1:
             return parts[0].transpose(0, 1)
-        width = _width(window)
+        width = block.width
         out = self.empty(name, (-(-width // VECTOR_SIZE) * VECTOR_SIZE, *parts[0].shape[1:]))
         torch.cat(parts, out=out[:width])
         out[width:] = 0
         return out.transpose(0, 1)
 
     @staticmethod
-    def scatter(grad_window, window, tokens, sparse):
+    def scatter(grad_window, block, tokens, sparse):
         """Add the slices of the window's gradient to where [`gather`] took them."""
-        grad_window = grad_window.transpose(0, 1)[: _width(window)]
-        parts = grad_window.split([stop - start for _, start, stop in window])
-        for part, (is_sparse, start, stop) in zip(parts, window):
+        grad_window = grad_window.transpose(0, 1)[: block.width]
+        parts = grad_window.split([stop - start for _, start, stop in block.window])
+        for part, (is_sparse, start, stop) in zip(parts, block.window):
             (sparse if is_sparse else tokens)[start:stop] += part
 
 
@@ -965,16 +1097,12 @@ def _pieces(blocks, *tensors):
                 if block.key_mask is not None and len(block.key_mask) > 1:
                     block = block._replace(key_mask=block.key_mask[start:stop])
                 pieces.append((block, of_heads))
-    return pieces if num_threads == 1 else sorted(pieces, key=lambda piece: _num_weights(piece[0]), reverse=True)
-
-
-def _num_weights(block):
-    return _num_queries(block) * _width(block.window)
+    return pieces if num_threads == 1 else sorted(pieces, key=lambda piece: piece[0].num_weights, reverse=True)
 
 
 def _block_weights(buffers, query, keys, block, scaling):
     scores = buffers.product("weights", query, keys.transpose(1, 2), scaling)  # h b w
-    width = _width(block.window)
+    width = block.width
     scores[:, :, width:] = -torch.inf
     if block.key_mask is not None:
         # Added: filling in goes element by element, and takes longer than the product.
@@ -983,129 +1111,6 @@ def _block_weights(buffers, query, keys, block, scaling):
     if block.later is not None:
         scores[:, :, width - block.later.shape[1] : width] += block.later
     return torch.softmax(scores, -1, out=scores)
-
-
-def blocks_of_sequences(inputs, m, sparse_mask):
-    """The blocks of every sequence of `inputs`; `m` sparse tokens, of which `sparse_mask` may hide some."""
-    return [_blocks(inputs, sequence, m, sparse_mask) for sequence in range(len(inputs.key))]
-
-
-def _blocks(inputs, sequence, m, sparse_mask):
-    """
-    All products of one sequence. Blocks and keys that are nothing but padding are left out. The most weights come
-    first, so that every buffer is made once.
-    """
-    mask, t, num_global_tokens = inputs.mask, inputs.num_tokens, inputs.num_global_tokens
-    b, s = inputs.config.block_size, inputs.config.sparse_block_size
-    step = m * b // t
-    first, last = _bounds(mask, sequence, num_global_tokens, t)
-    globals_piece = (False, 0, num_global_tokens)
-    everything = [globals_piece, (False, num_global_tokens + first, num_global_tokens + last)]
-    blocks = [_block(slice(0, num_global_tokens), everything)]
-    # Where sparse tokens are made of masked tokens too (`bos_pooling`), no block is without effect.
-    seen_through_sparse = mask is not None and sparse_mask is None and m > 0
-    for i in range(t // b) if seen_through_sparse else range(first // b, -(-last // b)):
-        near = max((i - 1) * b, first), min((i + 2) * b, last)
-        left = max((i - 1) * step - s, 0), max((i - 1) * step, 0)
-        right = min((i + 2) * step, m), min((i + 2) * step + s, m)
-        window = [
-            (True, *left),
-            globals_piece,
-            (False, num_global_tokens + near[0], num_global_tokens + near[1]),
-            (True, *right),
-        ]
-        blocks.append(_block(slice(num_global_tokens + i * b, num_global_tokens + (i + 1) * b), window))
-    return _masked(blocks, mask, sparse_mask, sequence)
-
-
-def causal_blocks(inputs):
-    """The blocks of every sequence of `inputs` ([`CausalInputs`])."""
-    b, dtype = inputs.config.block_size, inputs.query.dtype
-    later = torch.full((b, b), -torch.inf, dtype=dtype, device="cpu").triu_(1)  # of one block's tokens
-    return [_causal_blocks(inputs, sequence, later) for sequence in range(len(inputs.key))]
-
-
-def _causal_blocks(inputs, sequence, later):
-    sparse_mask, mask = inputs.sparse[2], inputs.mask
-    t, p, num_global_tokens = inputs.num_tokens, inputs.num_past_sparse, inputs.num_global_tokens
-    num_global_queries = inputs.num_global_queries
-    b, s, step = inputs.config.block_size, inputs.config.sparse_block_size, inputs.step
-    start = t - (inputs.query.shape[2] - num_global_queries)  # the first token with a query
-    first, last = _bounds(mask, sequence, num_global_tokens, t)
-    globals_piece = (False, 0, num_global_tokens)
-    blocks = [_block(slice(0, num_global_queries), [globals_piece])] if num_global_queries else []
-    # As in the encoder, and where there are no sparse tokens yet.
-    seen_through_sparse = mask is not None and sparse_mask is None and step > 0
-    some = range(max(start, first) // b, -(-last // b))
-    if inputs.config.mask_first_token:  # which hides <s> as a key: as a query it counts
-        some = range(start // b, max(some.stop, 1))
-    for i in range(start // b, -(-t // b)) if seen_through_sparse else some:
-        queries = max(i * b, start), min((i + 1) * b, t)
-        near = max((i - 1) * b, first), min((i + 1) * b, last)
-        end = p + (i - 1) * step
-        window = [
-            (True, max(end - s, 0), max(end, 0)),
-            globals_piece,
-            (False, num_global_tokens + near[0], num_global_tokens + near[1]),
-        ]
-        own = max(near[0], i * b), near[1]  # the tokens of the block itself
-        after = None
-        if own[0] < own[1] and queries[0] < own[1] - 1:
-            after = later[queries[0] - i * b : queries[1] - i * b, own[0] - i * b : own[1] - i * b]
-        shift = num_global_queries - start
-        blocks.append(_block(slice(queries[0] + shift, queries[1] + shift), window)._replace(later=after))
-    return _masked(blocks, mask, sparse_mask, sequence)
-
-
-def _block(queries, window):
-    return Block(queries, _joined(piece for piece in window if piece[1] < piece[2]))
-
-
-def _masked(blocks, mask, sparse_mask, sequence):
-    """`blocks` with the masks of their windows, those of the most weights first."""
-    blocks = sorted(blocks, key=_num_weights, reverse=True)
-    return [block._replace(key_mask=_window_mask(mask, sparse_mask, sequence, block.window)) for block in blocks]
-
-
-def _num_queries(block):
-    return block.queries.stop - block.queries.start
-
-
-def _width(window):
-    return sum(stop - start for _, start, stop in window)
-
-
-def _joined(window):
-    """`window` with slices that follow each other in the same tensor as one."""
-    joined = []
-    for is_sparse, start, stop in window:
-        if joined and joined[-1][0] == is_sparse and joined[-1][2] == start:
-            start = joined.pop()[1]
-        joined.append((is_sparse, start, stop))
-    return joined
-
-
-def _bounds(mask, sequence, num_global_tokens, t):
-    """The first unmasked token and the one after the last."""
-    if mask is None:
-        return 0, t
-    kept = mask[sequence, num_global_tokens:].nonzero()
-    return (int(kept[0]), int(kept[-1]) + 1) if len(kept) else (0, 0)
-
-
-def _window_mask(mask, sparse_mask, sequence, window):
-    if mask is None and sparse_mask is None:
-        return None
-    heads = 1 if sparse_mask is None else sparse_mask.shape[1]
-    parts = []
-    for is_sparse, start, stop in window:
-        source = sparse_mask[sequence] if is_sparse and sparse_mask is not None else None
-        if not is_sparse and mask is not None:
-            source = mask[sequence, None].expand(heads, -1)
-        ones = torch.ones(heads, stop - start, dtype=torch.bool)
-        parts.append(ones if source is None else source[:, start:stop])
-    window_mask = torch.cat(parts, 1)
-    return None if window_mask.all() else window_mask
 
 
 # LSG attention block by block as one operator in the graphs of `torch.compile`: the compiler sees no loop, so that a

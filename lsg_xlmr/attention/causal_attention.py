@@ -6,7 +6,8 @@ from torch.nn.functional import dropout as apply_dropout, pad, scaled_dot_produc
 
 from ..cpu.memory import keep_freed_memory
 from ..cpu.threads import runs_in_pieces
-from .blockwise import blockwise_attention, causal_blocks
+from .blocks import causal_blocks
+from .blockwise import blockwise_attention
 
 
 def causal_attention(inputs, implementation):

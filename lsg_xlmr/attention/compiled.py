@@ -13,7 +13,8 @@ import torch
 
 from ..cpu.dropout import draw_dropout
 from ..cpu.threads import PIECEWISE_DEVICES
-from .blockwise import attend, attend_backward, blocks_of_sequences
+from .blocks import blocks_of_sequences
+from .blockwise import attend, attend_backward
 from .pattern import AttentionInputs
 
 

@@ -3,7 +3,8 @@
 
 from ..cpu.memory import keep_freed_memory
 from ..cpu.threads import runs_in_pieces
-from .blockwise import blocks_of_sequences, blockwise_attention
+from .blocks import blocks_of_sequences
+from .blockwise import blockwise_attention
 from .compiled import compiled_attention, is_compiled
 from .eager import eager_attention
 from .flex import flex_attention, flex_attention_fits

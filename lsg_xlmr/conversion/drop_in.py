@@ -24,6 +24,7 @@ SOURCES = {
         "attention/full.py",
         "attention/windowed.py",
         "attention/flex.py",
+        "attention/blocks.py",
         "attention/blockwise.py",
         "attention/compiled.py",
         "attention/encoder_attention.py",

@@ -1,0 +1,150 @@
+# Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
+"""
+Which products LSG attention consists of, block by block: of each sequence a list of [`Block`]. Shapes are those of
+`pattern.py`.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Block(NamedTuple):
+    """
+    A product: of the queries at the positions `queries` with a window of keys, `(is_sparse, start, stop)` slices of
+    the keys or the sparse keys. `key_mask` (`1|h w`, bool, `None` where nothing is masked) is that of the window;
+    `later` (`q l`, 0 or -inf, `None` where there are none) is added to the scores of its last `l` keys.
+    """
+
+    queries: slice
+    window: list
+    key_mask: torch.Tensor | None = None
+    later: torch.Tensor | None = None
+
+    @property
+    def num_queries(self):
+        return self.queries.stop - self.queries.start
+
+    @property
+    def width(self):
+        """How many keys there are in the window."""
+        return sum(stop - start for _, start, stop in self.window)
+
+    @property
+    def num_weights(self):
+        return self.num_queries * self.width
+
+
+def blocks_of_sequences(inputs, m, sparse_mask):
+    """The blocks of every sequence of `inputs`; `m` sparse tokens, of which `sparse_mask` may hide some."""
+    return [_blocks(inputs, sequence, m, sparse_mask) for sequence in range(len(inputs.key))]
+
+
+def _blocks(inputs, sequence, m, sparse_mask):
+    """
+    All products of one sequence. Blocks and keys that are nothing but padding are left out. The most weights come
+    first, so that every buffer is made once.
+    """
+    mask, t, num_global_tokens = inputs.mask, inputs.num_tokens, inputs.num_global_tokens
+    b, s = inputs.config.block_size, inputs.config.sparse_block_size
+    step = m * b // t
+    first, last = _bounds(mask, sequence, num_global_tokens, t)
+    globals_piece = (False, 0, num_global_tokens)
+    everything = [globals_piece, (False, num_global_tokens + first, num_global_tokens + last)]
+    blocks = [_block(slice(0, num_global_tokens), everything)]
+    # Where sparse tokens are made of masked tokens too (`bos_pooling`), no block is without effect.
+    seen_through_sparse = mask is not None and sparse_mask is None and m > 0
+    for i in range(t // b) if seen_through_sparse else range(first // b, -(-last // b)):
+        near = max((i - 1) * b, first), min((i + 2) * b, last)
+        left = max((i - 1) * step - s, 0), max((i - 1) * step, 0)
+        right = min((i + 2) * step, m), min((i + 2) * step + s, m)
+        window = [
+            (True, *left),
+            globals_piece,
+            (False, num_global_tokens + near[0], num_global_tokens + near[1]),
+            (True, *right),
+        ]
+        blocks.append(_block(slice(num_global_tokens + i * b, num_global_tokens + (i + 1) * b), window))
+    return _masked(blocks, mask, sparse_mask, sequence)
+
+
+def causal_blocks(inputs):
+    """The blocks of every sequence of `inputs` ([`CausalInputs`])."""
+    b, dtype = inputs.config.block_size, inputs.query.dtype
+    later = torch.full((b, b), -torch.inf, dtype=dtype, device="cpu").triu_(1)  # of one block's tokens
+    return [_causal_blocks(inputs, sequence, later) for sequence in range(len(inputs.key))]
+
+
+def _causal_blocks(inputs, sequence, later):
+    sparse_mask, mask = inputs.sparse[2], inputs.mask
+    t, p, num_global_tokens = inputs.num_tokens, inputs.num_past_sparse, inputs.num_global_tokens
+    num_global_queries = inputs.num_global_queries
+    b, s, step = inputs.config.block_size, inputs.config.sparse_block_size, inputs.step
+    start = t - (inputs.query.shape[2] - num_global_queries)  # the first token with a query
+    first, last = _bounds(mask, sequence, num_global_tokens, t)
+    globals_piece = (False, 0, num_global_tokens)
+    blocks = [_block(slice(0, num_global_queries), [globals_piece])] if num_global_queries else []
+    # As in the encoder, and where there are no sparse tokens yet.
+    seen_through_sparse = mask is not None and sparse_mask is None and step > 0
+    some = range(max(start, first) // b, -(-last // b))
+    if inputs.config.mask_first_token:  # which hides <s> as a key: as a query it counts
+        some = range(start // b, max(some.stop, 1))
+    for i in range(start // b, -(-t // b)) if seen_through_sparse else some:
+        queries = max(i * b, start), min((i + 1) * b, t)
+        near = max((i - 1) * b, first), min((i + 1) * b, last)
+        end = p + (i - 1) * step
+        window = [
+            (True, max(end - s, 0), max(end, 0)),
+            globals_piece,
+            (False, num_global_tokens + near[0], num_global_tokens + near[1]),
+        ]
+        own = max(near[0], i * b), near[1]  # the tokens of the block itself
+        after = None
+        if own[0] < own[1] and queries[0] < own[1] - 1:
+            after = later[queries[0] - i * b : queries[1] - i * b, own[0] - i * b : own[1] - i * b]
+        shift = num_global_queries - start
+        blocks.append(_block(slice(queries[0] + shift, queries[1] + shift), window)._replace(later=after))
+    return _masked(blocks, mask, sparse_mask, sequence)
+
+
+def _block(queries, window):
+    return Block(queries, _joined(piece for piece in window if piece[1] < piece[2]))
+
+
+def _masked(blocks, mask, sparse_mask, sequence):
+    """`blocks` with the masks of their windows, those of the most weights first."""
+    blocks = sorted(blocks, key=lambda block: block.num_weights, reverse=True)
+    return [block._replace(key_mask=_window_mask(mask, sparse_mask, sequence, block.window)) for block in blocks]
+
+
+def _joined(window):
+    """`window` with slices that follow each other in the same tensor as one."""
+    joined = []
+    for is_sparse, start, stop in window:
+        if joined and joined[-1][0] == is_sparse and joined[-1][2] == start:
+            start = joined.pop()[1]
+        joined.append((is_sparse, start, stop))
+    return joined
+
+
+def _bounds(mask, sequence, num_global_tokens, t):
+    """The first unmasked token and the one after the last."""
+    if mask is None:
+        return 0, t
+    kept = mask[sequence, num_global_tokens:].nonzero()
+    return (int(kept[0]), int(kept[-1]) + 1) if len(kept) else (0, 0)
+
+
+def _window_mask(mask, sparse_mask, sequence, window):
+    if mask is None and sparse_mask is None:
+        return None
+    heads = 1 if sparse_mask is None else sparse_mask.shape[1]
+    parts = []
+    for is_sparse, start, stop in window:
+        source = sparse_mask[sequence] if is_sparse and sparse_mask is not None else None
+        if not is_sparse and mask is not None:
+            source = mask[sequence, None].expand(heads, -1)
+        ones = torch.ones(heads, stop - start, dtype=torch.bool)
+        parts.append(ones if source is None else source[:, start:stop])
+    window_mask = torch.cat(parts, 1)
+    return None if window_mask.all() else window_mask
