@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers.hf_argparser import string_to_bool
 
-from .conversion.converter import first_line
+from .conversion.messages import first_line
 
 
 class _Parser(argparse.ArgumentParser):

@@ -16,9 +16,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers.utils import logging as transformers_logging
 
 from .arguments import parse_arguments
+from .conversion import ARCHITECTURES, LSGConverter, Source
 from .conversion.check import check_fill_mask, check_heads
-from .conversion.converter import ARCHITECTURES, LSGConverter, first_line, quiet_transformers, read_config
-from .conversion.folder import folder_size, save_checkpoint, side_files, unchanged
+from .conversion.folder import folder_size, save_checkpoint
+from .conversion.messages import first_line, quiet_transformers
 from .conversion.model_card import loading_snippet, model_card, with_onnx_section
 from .conversion.new_folder import new_folder
 from .conversion.verify import verify
@@ -79,7 +80,7 @@ def _stoppable(is_whole_process):
 
 def _convert(options):
     started = time.perf_counter()
-    source, target = options.initial_model, options.model_name
+    source, target = Source(options.initial_model, options.token), options.model_name
     if options.onnx:
         require_onnx()
     converter = LSGConverter(
@@ -90,25 +91,22 @@ def _convert(options):
         resize_lsg=options.resize_lsg,
         seed=options.seed,
         dtype=options.dtype,
-        token=options.token,
     )
     name = Path(target).as_posix() if options.push_to_hub is None else _full_name(options)
-    sources = [Path(source)] if Path(source).is_dir() else []
     with (
-        new_folder(target, options.overwrite, sources) as folder,
-        unchanged(*sources),
+        new_folder(target, options.overwrite, source.folders) as folder,
+        source.unchanged(),
         tqdm(total=3 + bool(options.onnx), bar_format="{desc:<11}|{bar:30}| {elapsed}", leave=False) as bar,
     ):
         bar.set_description_str("Reading")
-        source_config = read_config(source, options.token)
-        files = side_files(source, options.token)
+        source.read()
         bar.update()
         bar.set_description_str("Converting")
         model, tokenizer = converter.convert_from_pretrained(source, options.architecture, **options.model_kwargs)
         bar.update()
         bar.set_description_str("Writing")
-        save_checkpoint(model, tokenizer, folder, files)
-        card = model_card(model, tokenizer, converter, name, source, source_config, files)
+        save_checkpoint(model, tokenizer, folder, source)
+        card = model_card(model, tokenizer, converter, name, source)
         bar.update()
         if options.onnx:
             bar.set_description_str("ONNX")
@@ -118,7 +116,7 @@ def _convert(options):
             bar.update()
         (folder / "README.md").write_text(card, encoding="utf-8")
     seconds = time.perf_counter() - started
-    well = not options.run_test or _test(options, type(model).__name__, source_config)
+    well = not options.run_test or _test(options, type(model).__name__, source)
     if well and options.push_to_hub is not None:
         _push(name, options)
     count, size = folder_size(target)
@@ -137,8 +135,7 @@ def _convert(options):
 def _export(options):
     """Adds the ONNX files to a checkpoint that is there."""
     report = export_onnx(options.model_name, options.onnx == "int8", options.overwrite)
-    architecture = read_config(options.model_name)["architectures"][0]
-    well = not options.run_test or _report(_onnx_findings(options, architecture))
+    well = not options.run_test or _report(_onnx_findings(options, Source(options.model_name).architecture))
     print(f"Wrote {options.model_name}/onnx. {_told(report)}")
     return 0 if well else 1
 
@@ -151,11 +148,10 @@ def _told(report):
     return text
 
 
-def _test(options, architecture, source_config):
+def _test(options, architecture, source):
     findings = list(tqdm(check_heads(options.model_name), "Testing", total=len(ARCHITECTURES), leave=False))
-    source_architecture = (source_config.get("architectures") or [""])[0].removeprefix("LSG")
-    if architecture.removeprefix("LSG") == "XLMRobertaForMaskedLM" == source_architecture:
-        findings.append(check_fill_mask(options.model_name, options.initial_model, options.token))
+    if {architecture, source.architecture} <= {"LSGXLMRobertaForMaskedLM", "XLMRobertaForMaskedLM"}:
+        findings.append(check_fill_mask(options.model_name, source))
     if options.onnx:
         findings.extend(_onnx_findings(options, architecture))
     return _report(findings)

@@ -7,9 +7,9 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, XLMRobertaForMaskedLM
 
-from ..configuration_lsg import LSGConfig, is_lsg_config
+from ..configuration_lsg import LSGConfig
 from ..model.modeling_lsg_xlm_roberta import LSGXLMRobertaForMaskedLM
-from .converter import first_line, read_config
+from .messages import first_line
 
 
 TEXT = "Paris is the {mask} of France."
@@ -37,9 +37,9 @@ def check_heads(folder):
 
 
 @torch.inference_mode()
-def check_fill_mask(folder, source, token=None):
+def check_fill_mask(folder, source):
     """
-    Fills a mask by the source and by the checkpoint in `folder`.
+    Fills a mask by the source ([`Source`]) and by the checkpoint in `folder`.
 
     Returns:
         `tuple[str, bool]`: see [`compared_words`].
@@ -48,7 +48,7 @@ def check_fill_mask(folder, source, token=None):
     text = TEXT.format(mask=tokenizer.mask_token)
     inputs = tokenizer(text, return_tensors="pt")
     probabilities = []
-    for model in (_source_model(source, token), AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)):
+    for model in (_source_model(source), AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)):
         logits = model.eval()(**inputs).logits[inputs.input_ids == tokenizer.mask_token_id][0]
         probabilities.append(logits.float().softmax(-1))
     return compared_words(tokenizer, text, *probabilities)
@@ -91,7 +91,7 @@ def _run(auto_class, folder, inputs):
         yield f"{length} tokens {seconds:.2f} s"
 
 
-def _source_model(source, token):
-    is_lsg = is_lsg_config(read_config(source, token))
-    model_class = LSGXLMRobertaForMaskedLM if is_lsg else XLMRobertaForMaskedLM
-    return model_class.from_pretrained(source, token=token, dtype="auto")
+def _source_model(source):
+    model_class = LSGXLMRobertaForMaskedLM if source.is_lsg else XLMRobertaForMaskedLM
+    config = source.config_as(model_class.config_class)
+    return model_class.from_pretrained(source.encoder, config=config, token=source.token, dtype="auto")

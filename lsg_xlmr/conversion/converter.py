@@ -4,31 +4,19 @@ Makes an LSG checkpoint from an XLM-RoBERTa one, without training: the position 
 length, the global tokens are made of embeddings that are there already, every other weight is carried over.
 """
 
-from contextlib import contextmanager
-from pathlib import Path
-from pickle import UnpicklingError
-
 import torch
-from huggingface_hub.utils import validate_repo_id
 from torch import nn
-from transformers import AutoTokenizer, XLMRobertaConfig
 from transformers.utils import logging
 
-from ..configuration_lsg import MAX_GLOBAL_TOKENS, LSGConfig
-from ..model import modeling_lsg_xlm_roberta
-from .folder import read_json, side_files
+from ..configuration_lsg import LSGConfig
+from .architectures import lsg_class
+from .source import Source
+from .tables import global_table, tile_positions
 
 
 logger = logging.get_logger(__name__)
 
 DEFAULT_LENGTH, MAX_LENGTH = 4096, 2**24  # tokens
-
-# The Auto class and the LSG class of each architecture, by the name of the LSG class.
-ARCHITECTURES = {
-    entry.split(".")[1]: (auto_class, getattr(modeling_lsg_xlm_roberta, entry.split(".")[1]))
-    for auto_class, entry in LSGConfig.AUTO_MAP.items()
-    if auto_class != "AutoConfig"
-}
 
 
 class LSGConverter:
@@ -104,7 +92,7 @@ class LSGConverter:
     def convert_from_pretrained(self, name_or_path, architecture=None, **lsg_kwargs):
         """
         Args:
-            name_or_path (`str` or `Path`):
+            name_or_path (`str`, `Path` or [`Source`]):
                 A folder with an XLM-RoBERTa or LSG-XLM-RoBERTa checkpoint and its tokenizer, or a name on the hub.
             architecture (`str`, *optional*):
                 Class of the result, such as `"LSGXLMRobertaForMaskedLM"` or `"XLMRobertaForMaskedLM"`; by default the
@@ -119,13 +107,14 @@ class LSGConverter:
             ValueError: the source is no XLM-RoBERTa checkpoint, its weights cannot be read, it has no tokenizer, or
                 an argument breaks its rule.
         """
-        source = str(name_or_path)
-        model_class = _model_class(architecture, read_config(source, self.token))
-        config = self._config(source, model_class, lsg_kwargs)
+        source = Source.of(name_or_path, self.token)
+        model_class = lsg_class(source.architecture if architecture is None else architecture)
+        _check_fields(lsg_kwargs)
+        config = source.lsg_config(model_class, **lsg_kwargs)
         length = self.max_sequence_length or max(DEFAULT_LENGTH, config.max_sequence_length)
-        tokenizer = self._tokenizer(source, config.vocab_size)
+        tokenizer = source.tokenizer(config.vocab_size)
         tokenizer.model_max_length = length
-        model, is_lsg = self._load(model_class, source, config)
+        model, is_lsg = source.load(model_class, config, self.dtype, self.seed)
         self._warn_of_idle_options(is_lsg)
         with torch.no_grad():
             self._convert_embeddings(model, tokenizer, is_lsg, length)
@@ -135,98 +124,6 @@ class LSGConverter:
                 f"{config.block_size}): attention will always be full."
             )
         return model, tokenizer
-
-    def _config(self, source, model_class, lsg_kwargs):
-        unknown = sorted(name for name in lsg_kwargs if not _is_field(name))
-        if unknown:
-            raise ValueError(
-                f"LSGConfig has no field {', '.join(map(repr, unknown))}. Its LSG fields are "
-                f"{', '.join(LSGConfig.lsg_fields())}."
-            )
-        try:
-            config = LSGConfig.from_pretrained(source, token=self.token, **lsg_kwargs)
-            with torch.device("meta"):
-                model_class(config)
-        except Exception as error:  # huggingface_hub and each layer raise their own
-            if isinstance(error, ValueError) and str(error).startswith("LSGConfig"):
-                raise
-            raise ValueError(f"No model can be made by the configuration of {source!r}: {_told(error)}.") from error
-        config.architectures = [model_class.__name__]
-        # The field may contradict the weights; left empty, transformers looks at the weights.
-        config.dtype = None
-        return config
-
-    def _tokenizer(self, source, vocab_size):
-        try:
-            with quiet_transformers():
-                tokenizer = AutoTokenizer.from_pretrained(source, token=self.token)
-        except Exception as error:  # sentencepiece, tokenizers and json each raise their own
-            raise ValueError(
-                f"The tokenizer of {source!r} cannot be read: {_told(error)}. Get its files again."
-            ) from error
-        # Without files transformers gives a tokenizer that knows nothing but the special tokens.
-        if len(tokenizer) <= len(tokenizer.all_special_ids):
-            raise ValueError(
-                f"{source!r} has no tokenizer. Put the tokenizer's files (sentencepiece.bpe.model or tokenizer.json, "
-                "and tokenizer_config.json) beside the weights."
-            )
-        if len(tokenizer) > vocab_size:
-            raise ValueError(
-                f"{source!r} does not fit together: the tokenizer has {len(tokenizer)} words and the model "
-                f"{vocab_size}. Take the tokenizer that the model was trained with."
-            )
-        return tokenizer
-
-    def _load(self, model_class, source, config):
-        """The model as the source has it, and whether it has global tokens."""
-        if Path(source).is_dir():
-            side_files(source)  # refuses weights that are said to be elsewhere
-        try:
-            with quiet_transformers(), torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(self.seed)
-                model, info = model_class.from_pretrained(
-                    source,
-                    config=config,
-                    dtype=self.dtype or "auto",
-                    token=self.token,
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # reported below, by name and shape
-                )
-        except Exception as error:  # safetensors, pickle, zip and torch each raise their own
-            if isinstance(error, UnpicklingError):
-                raise ValueError(
-                    f"The weights of {source!r} are a pickle that holds more than tensors, and may run code when it "
-                    "is read: refused. Have its owner save it as safetensors."
-                ) from error
-            raise ValueError(
-                f"The weights of {source!r} cannot be read: {_told(error)}. Get the file again, or save the model "
-                "again."
-            ) from error
-        if info["mismatched_keys"]:
-            key, there, here = sorted(info["mismatched_keys"])[0]
-            raise ValueError(
-                f"The weights of {source!r} do not fit the configuration: {key} has shape {tuple(there)}, the "
-                f"configuration asks for {tuple(here)}."
-            )
-        is_lsg = not any(key.endswith("embeddings.global_embeddings.weight") for key in info["missing_keys"])
-        new = sorted(key for key in info["missing_keys"] if "global_embeddings" not in key)
-        base = sorted(key for key in new if ".layer." in key or "embeddings." in key)
-        if base:
-            raise ValueError(
-                f"The weights of {source!r} are not those of an XLM-RoBERTa: {_shortened(base)} not there."
-            )
-        if new:
-            logger.warning(f"{source} lacks {_shortened(new)}: newly initialized, to be trained.")
-        # Some versions of transformers name old buffers, and leave a tied weight apart that is stored twice.
-        left = sorted(key for key in info["unexpected_keys"] if not key.endswith("position_ids"))
-        if left:
-            logger.warning(f"{model_class.__name__} has no place for {_shortened(left)}.")
-        model.tie_weights()
-        unsound = sorted(name for name, weight in model.named_parameters() if not _is_finite(weight))
-        if unsound:
-            in_dtype = f" in {self.dtype}" if self.dtype else ""
-            logger.warning(f"The weights of {source} are not all finite{in_dtype}: {_shortened(unsound)}.")
-        return model, is_lsg
 
     def _warn_of_idle_options(self, is_lsg):
         if is_lsg and not self.resize_lsg and not self.keep_first_global_token:
@@ -245,8 +142,14 @@ class LSGConverter:
         _warn_of_repeated_positions(config, len(position_table) - offset, length)
         if not (is_lsg and self.resize_lsg):
             kept = 1 if is_lsg and self.keep_first_global_token else 0
-            global_table = self._global_table(embeddings.word_embeddings.weight, position_table[offset:], tokenizer)
-            embeddings.global_embeddings.weight[kept:] = global_table[kept:]
+            table = global_table(
+                embeddings.word_embeddings.weight,
+                position_table[offset:],
+                tokenizer,
+                self.global_positional_stride,
+                self.seed if self.random_global_init else None,
+            )
+            embeddings.global_embeddings.weight[kept:] = table[kept:]
 
         config.max_position_embeddings = length + offset
         position_table = tile_positions(position_table, config.max_position_embeddings, offset)
@@ -256,19 +159,14 @@ class LSGConverter:
         embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
         embeddings.token_type_ids = torch.zeros_like(embeddings.position_ids)
 
-    def _global_table(self, word_table, position_table, tokenizer):
-        """The 512 global tokens, `(512, hidden_size)`: words plus spread positions, `<s>` plus position 0 first."""
-        if self.random_global_init and not _is_finite(word_table):
-            raise ValueError(
-                "Global tokens cannot be drawn like word embeddings that are not all finite: repair the source, or "
-                "leave random_global_init out."
-            )
-        if self.random_global_init:
-            words = draw_like(word_table, MAX_GLOBAL_TOKENS, self.seed)
-        else:
-            words = _special_word(word_table, tokenizer, "mask_token").repeat(MAX_GLOBAL_TOKENS, 1)
-        words[0] = _special_word(word_table, tokenizer, "bos_token", "cls_token")
-        return words + position_table[spread_positions(len(position_table), self.global_positional_stride)]
+
+def _check_fields(names):
+    unknown = sorted(name for name in names if not _is_field(name))
+    if unknown:
+        raise ValueError(
+            f"LSGConfig has no field {', '.join(map(repr, unknown))}. Its LSG fields are "
+            f"{', '.join(LSGConfig.lsg_fields())}."
+        )
 
 
 def _is_field(name):
@@ -276,11 +174,6 @@ def _is_field(name):
     config = LSGConfig()
     is_computed = getattr(getattr(LSGConfig, name, None), "fset", True) is None
     return hasattr(config, name) and not callable(getattr(config, name)) and not is_computed
-
-
-def _is_finite(weight):
-    """Whether no value is NaN or infinite; by the extremes, which take no memory."""
-    return weight.numel() == 0 or all(x.isfinite() for x in weight.detach().aminmax())
 
 
 def _warn_of_repeated_positions(config, num_positions, length):
@@ -295,156 +188,3 @@ def _warn_of_repeated_positions(config, num_positions, length):
             f"Keep 2 * block_size + sparsity_factor * sparse_block_size at {num_positions} or below, or train "
             "further."
         )
-
-
-def tile_positions(table, num_rows, offset):
-    """
-    Args:
-        table (`torch.Tensor` of shape `(rows, hidden_size)`): position embeddings; the first `offset` rows are no
-            positions.
-        num_rows (`int`): rows of the result.
-
-    Returns:
-        `torch.Tensor` of shape `(num_rows, hidden_size)`: the positions repeated as often as it takes, or cut.
-    """
-    index = torch.arange(num_rows)
-    index[offset:] = (index[offset:] - offset) % (len(table) - offset) + offset
-    return table[index]
-
-
-def spread_positions(num_positions, stride):
-    """
-    Which position goes to which global token: 0, `stride`, `2 * stride`, ... to the first of them, so that however
-    few are used they stand far apart; at the end it starts again with the positions in between.
-
-    Returns:
-        `torch.LongTensor` of shape `(512,)`, each in `[0, num_positions)`.
-    """
-    # Of a longer table every num_positions // 512-th position is used, so that 512 tokens reach its end.
-    spacing = max(1, num_positions // MAX_GLOBAL_TOKENS)
-    index = torch.arange(MAX_GLOBAL_TOKENS)
-    index = index[torch.argsort(index % max(1, stride // spacing), stable=True)]
-    return index * spacing % num_positions
-
-
-def draw_like(table, count, seed):
-    """
-    Args:
-        table (`torch.Tensor` of shape `(rows, hidden_size)`): vectors of any float type.
-
-    Returns:
-        `torch.Tensor` of shape `(count, hidden_size)` and the table's type: a draw from the normal distribution with
-        the mean and the covariance of the rows; same seed, same draw.
-    """
-    mean = table.mean(0, dtype=torch.float32)
-    centred = table.float() - mean
-    covariance = (centred.T @ centred / (len(table) - 1)).double()
-    # The symmetric root: unlike Cholesky's it exists for singular matrices too, and it is unique.
-    values, vectors = torch.linalg.eigh(covariance)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    noise = torch.randn(count, table.shape[1], dtype=root.dtype, generator=torch.Generator().manual_seed(seed))
-    return (mean + noise @ root).to(table.dtype)
-
-
-def read_config(source, token=None):
-    """
-    Returns:
-        `dict`: the source's `config.json`.
-
-    Raises:
-        ValueError: there is none, or it is not that of an XLM-RoBERTa.
-    """
-    if not _may_be_there(source):
-        raise ValueError(
-            f"There is no folder {source!r}. Name the folder of a checkpoint, or a model of the hub such as "
-            "'FacebookAI/xlm-roberta-base'."
-        )
-    if Path(source).is_dir():
-        path = Path(source, "config.json")
-        config = read_json(path, dict) if path.is_file() else None
-    else:
-        config = _hub_config(source, token)
-    if not config:
-        raise ValueError(f"{source!r} is not a checkpoint: it has no config.json.")
-    if config.get("model_type") != "xlm-roberta":
-        raise ValueError(
-            f"{source!r} is not an XLM-RoBERTa checkpoint: its model_type is {config.get('model_type')!r}, and only "
-            "'xlm-roberta' can be converted."
-        )
-    return config
-
-
-def _hub_config(name, token):
-    try:
-        with quiet_transformers():
-            return XLMRobertaConfig.get_config_dict(name, token=token)[0]
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{name!r} is neither a folder here nor a model the hub gives (a private one takes --token): "
-            f"{first_line(error)}"
-        ) from error
-
-
-@contextmanager
-def quiet_transformers():
-    """transformers logs nothing but errors: what matters of its reports is said in our own words."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-def first_line(error):
-    """The first line of an exception's message, or its name where it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _told(error):
-    """The first sentence of an exception's message: torch goes on with advice to load unsafely."""
-    told = " ".join(str(error).split()).split(". ")[0].rstrip(".")
-    is_bare = isinstance(error, (AttributeError, EOFError, LookupError, TypeError))  # says little without its name
-    return f"{type(error).__name__}: {told}" if is_bare or not told else told
-
-
-def _may_be_there(source):
-    """Whether `source` is a folder, or could be the name of a model on the hub."""
-    if Path(source).exists():
-        return Path(source).is_dir()
-    try:
-        validate_repo_id(source)
-    except ValueError:
-        return False
-    return True
-
-
-def _model_class(architecture, config):
-    if architecture is None:
-        names = config.get("architectures") or ["LSGXLMRobertaModel"]
-        if not isinstance(names, list) or not isinstance(names[0], str):
-            raise ValueError(f"`architectures` in config.json must be a list of names of classes, got {names!r}.")
-        architecture = names[0]
-    name = architecture if architecture.startswith("LSG") else f"LSG{architecture}"
-    if name not in ARCHITECTURES:
-        raise ValueError(
-            f"There is no LSG version of architecture {architecture!r}. Give one of {', '.join(ARCHITECTURES)}, or "
-            "its name without LSG."
-        )
-    return ARCHITECTURES[name][1]
-
-
-def _special_word(word_table, tokenizer, *names):
-    """The embedding, `(hidden_size,)`, of the first of the special tokens that the tokenizer has."""
-    token_ids = [getattr(tokenizer, f"{name}_id") for name in names]
-    token_id = next((token_id for token_id in token_ids if token_id is not None), None)
-    if token_id is None or token_id >= len(word_table):
-        raise ValueError(
-            f"Global tokens are made of the {names[0]}'s embedding, but it has id {token_id} and the model "
-            f"{len(word_table)} word embeddings. Set {names[0]} in tokenizer_config.json."
-        )
-    return word_table[token_id]
-
-
-def _shortened(keys):
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

@@ -7,8 +7,8 @@ from pathlib import Path
 from huggingface_hub import ModelCardData, metadata_load
 from yaml import YAMLError
 
-from ..configuration_lsg import LSGConfig, is_lsg_config
-from .converter import ARCHITECTURES
+from ..configuration_lsg import LSGConfig
+from .architectures import ARCHITECTURES
 
 
 PIPELINE_TAGS = {
@@ -33,26 +33,27 @@ def loading_snippet(model, name):
     )
 
 
-def model_card(model, tokenizer, converter, name, source, source_config, source_files):
+def model_card(model, tokenizer, converter, name, source):
     """
     Args:
         model, tokenizer: what [`LSGConverter.convert_from_pretrained`] returned.
         converter (`LSGConverter`): the converter that made them.
         name (`str`): where the checkpoint is loaded from in the snippets.
-        source (`str`): what was converted, with its `config.json` as a `dict` and the folder of its files.
+        source ([`Source`]): what was converted.
 
     Returns:
         `str`: the text of README.md.
     """
     config = model.config
-    local = Path(source).is_dir()
-    title = Path(source).resolve().name if local else f"[{source}](https://huggingface.co/{source})"
+    title = f"[{source.name}](https://huggingface.co/{source.name})"
+    if source.is_local:
+        title = Path(source.name).resolve().name
     settings = {
         field: getattr(config, field) for field in inspect.signature(LSGConfig).parameters if field != "kwargs"
     }
     return "\n".join(
         (
-            f"---\n{_header(model, source, local, source_files).to_yaml()}\n---\n",
+            f"---\n{_header(model, source).to_yaml()}\n---\n",
             f"# {Path(name).name}\n",
             f"{title} with LSG (local + sparse + global) attention in the place of full attention: a "
             f"`{type(model).__name__}` for inputs of up to {config.max_sequence_length} tokens. Time and memory grow "
@@ -62,7 +63,7 @@ def model_card(model, tokenizer, converter, name, source, source_config, source_
             "The attention is in the two Python files beside the weights, so it is loaded with "
             "`trust_remote_code=True`, by transformers 5.0 or newer.\n",
             "## What was done\n",
-            *_steps(converter, config, source_config),
+            *_steps(converter, config, source),
             "",
             "## LSG settings\n",
             "| parameter | value |\n| --- | --- |",
@@ -73,18 +74,17 @@ def model_card(model, tokenizer, converter, name, source, source_config, source_
             f"    num_global_tokens=16,\n    block_size=64,\n    sparse_block_size=64,\n    sparsity_factor=4,\n"
             f'    sparsity_type="pooling",\n)\n```\n',
             "## Usage\n",
-            *_usage(model, tokenizer, name, source_files),
+            *_usage(model, tokenizer, name, source),
         )
     )
 
 
-def _header(model, source, local, source_files):
-    is_embedder = (source_files / "modules.json").is_file()
+def _header(model, source):
     return ModelCardData(
-        library_name="sentence-transformers" if is_embedder else "transformers",
-        pipeline_tag="sentence-similarity" if is_embedder else PIPELINE_TAGS[type(model).__name__],
-        **_known(source_files / "README.md"),
-        base_model=None if local else source,
+        library_name="sentence-transformers" if source.is_embedder else "transformers",
+        pipeline_tag="sentence-similarity" if source.is_embedder else PIPELINE_TAGS[type(model).__name__],
+        **_known(source.files / "README.md"),
+        base_model=None if source.is_local else source.name,
         tags=["xlm-roberta", "lsg", "long-context", "custom_code"],
     )
 
@@ -98,8 +98,8 @@ def _known(source_card):
     return {name: header[name] for name in ("license", "language") if name in header}
 
 
-def _steps(converter, config, source_config):
-    positions = source_config.get("max_position_embeddings", 514) - config.pad_token_id - 1
+def _steps(converter, config, source):
+    positions = source.config.get("max_position_embeddings", 514) - config.pad_token_id - 1
     new = config.max_sequence_length
     if new > positions:
         yield f"- The {positions} position embeddings were repeated up to {new}."
@@ -108,7 +108,7 @@ def _steps(converter, config, source_config):
     else:
         yield f"- The {positions} position embeddings are the source's."
     words = "random vectors like those of words" if converter.random_global_init else "the mask token's embedding"
-    if converter.resize_lsg and is_lsg_config(source_config):
+    if converter.resize_lsg and source.is_lsg:
         yield "- The global tokens are the source's."
     else:
         yield (
@@ -116,18 +116,18 @@ def _steps(converter, config, source_config):
             "tokens apart; the first"
             + (
                 " was kept."
-                if converter.keep_first_global_token and is_lsg_config(source_config)
+                if converter.keep_first_global_token and source.is_lsg
                 else " is `<s>` plus the first position."
             )
         )
     yield "- All other weights are the source's. Nothing was trained: fine-tuning on long texts improves the result."
     architecture = (config.architectures or [""])[0].removeprefix("LSG")
-    before = (source_config.get("architectures") or ["XLMRobertaModel"])[0].removeprefix("LSG")
+    before = source.architecture.removeprefix("LSG")
     if architecture != before:
         yield f"- The source is a `{before}`: weights that only a `{architecture}` has are new and must be trained."
 
 
-def _usage(model, tokenizer, name, source_files):
+def _usage(model, tokenizer, name, source):
     """Snippets that fit the model's class, each runnable alone."""
     architecture = type(model).__name__
     yield f"```python\n{loading_snippet(model, name)}\n```\n"
@@ -141,7 +141,7 @@ def _usage(model, tokenizer, name, source_files):
     if architecture == "LSGXLMRobertaModel":
         yield "One vector for a long text:\n"
         yield _long_text("AutoModel", name, "outputs.last_hidden_state[:, 0].shape")
-        if (source_files / "modules.json").is_file():
+        if source.is_embedder:
             yield "The same with sentence-transformers and the source's own pooling:\n"
             yield (
                 "```python\nfrom sentence_transformers import SentenceTransformer\n\n"

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .drop_in import SOURCES, drop_in_files
-from .folder import is_inside, read_json
+from .files import is_inside, read_json
 
 
 CODE_SUFFIXES = (".py", ".pyw", ".pyc", ".pyd", ".so")

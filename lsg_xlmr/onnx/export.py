@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from ..configuration_lsg import is_lsg_config
-from ..conversion.converter import ARCHITECTURES, quiet_transformers, read_config
+from ..conversion import ARCHITECTURES, Source
+from ..conversion.messages import quiet_transformers
 from ..conversion.model_card import with_onnx_section
 from ..conversion.new_folder import ONNX_FILES, new_folder
 
@@ -63,7 +63,7 @@ def export_onnx(folder, int8=False, overwrite=False, opset_version=OPSET):
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"There is no folder {str(folder)!r}: name that of an LSG checkpoint.")
-    if not is_lsg_config(read_config(str(folder))):
+    if not Source(folder).is_lsg:
         raise ValueError(f"{str(folder)!r} is a checkpoint without LSG attention: convert it first, by lsg-convert.")
     with new_folder(folder / "onnx", overwrite, replaceable=ONNX_FILES) as new:
         report = write_onnx(folder, new, int8, opset_version)
@@ -120,7 +120,7 @@ def write_onnx(folder, target, int8=False, opset_version=OPSET):
 
 
 def _load(folder):
-    name = (read_config(str(folder)).get("architectures") or ["LSGXLMRobertaModel"])[0]
+    name = Source(folder).architecture
     if name not in ARCHITECTURES:
         raise ValueError(f"config.json names no LSG class but {name!r}; it may be one of {', '.join(ARCHITECTURES)}.")
     with quiet_transformers():

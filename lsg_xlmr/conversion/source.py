@@ -1,0 +1,251 @@
+# Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
+"""A checkpoint as it is found: read once, everything known of it, and every refusal said here."""
+
+from contextlib import nullcontext
+from copy import deepcopy
+from functools import cached_property
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.utils import validate_repo_id
+from transformers import AutoTokenizer, XLMRobertaConfig
+from transformers.utils import logging
+
+from ..configuration_lsg import LSGConfig, is_lsg_config
+from .files import SIDE_FILES, check_links, check_shards, module_folders, read_json, unchanged
+from .messages import first_line, first_sentence, quiet_transformers, shortened
+
+
+logger = logging.get_logger(__name__)
+
+
+class Source:
+    """
+    A checkpoint that is to be converted. What is asked of it is read at first need, and kept.
+
+    Args:
+        name_or_path (`str` or `Path`): its folder, or its name on the Hugging Face hub.
+        token (`str`, *optional*): access token for the hub.
+
+    Raises:
+        ValueError: by every member that reads, where the source cannot be what it is asked to be.
+    """
+
+    def __init__(self, name_or_path, token=None):
+        self.name, self.token = str(name_or_path), token
+
+    @classmethod
+    def of(cls, source, token=None):
+        """`source`, which may be one already."""
+        return source if isinstance(source, cls) else cls(source, token)
+
+    @property
+    def is_local(self):
+        """Whether it is a folder of this machine."""
+        return Path(self.name).is_dir()
+
+    @property
+    def folders(self):
+        """The folders (`list[Path]`) of this machine that the user keeps it in."""
+        return [Path(self.name)] if self.is_local else []
+
+    @property
+    def encoder(self):
+        """Where transformers finds the encoder (`str`): the source itself."""
+        return self.name
+
+    @cached_property
+    def config(self):
+        """Its `config.json` (`dict`), which is that of an XLM-RoBERTa."""
+        if not self.is_local and not _may_be_on_the_hub(self.name):
+            raise ValueError(
+                f"There is no folder {self.name!r}. Name the folder of a checkpoint, or a model of the hub such as "
+                "'FacebookAI/xlm-roberta-base'."
+            )
+        if self.is_local:
+            path = Path(self.name, "config.json")
+            config = read_json(path, dict) if path.is_file() else None
+        else:
+            config = self._hub_config()
+        if not config:
+            raise ValueError(f"{self.name!r} is not a checkpoint: it has no config.json.")
+        if config.get("model_type") != "xlm-roberta":
+            raise ValueError(
+                f"{self.name!r} is not an XLM-RoBERTa checkpoint: its model_type is {config.get('model_type')!r}, and "
+                "only 'xlm-roberta' can be converted."
+            )
+        return config
+
+    @cached_property
+    def files(self):
+        """A folder (`Path`) with its files; a hub model's without the weights."""
+        if not self.is_local:
+            return Path(snapshot_download(self.name, token=self.token, allow_patterns=SIDE_FILES))
+        check_links(Path(self.name))
+        check_shards(Path(self.name))
+        return Path(self.name)
+
+    @property
+    def is_lsg(self):
+        """Whether its attention is LSG attention already."""
+        return is_lsg_config(self.config)
+
+    @cached_property
+    def is_embedder(self):
+        """Whether it is the folder of a sentence-transformers model."""
+        return (self.files / "modules.json").is_file()
+
+    @cached_property
+    def module_folders(self):
+        """The folders (`list[str]`) of the modules that sentence-transformers has beside the encoder."""
+        return module_folders(self.files)
+
+    @property
+    def architecture(self):
+        """The name of its class; the base model's where it names none."""
+        names = self.config.get("architectures") or [f"{'LSG' if self.is_lsg else ''}XLMRobertaModel"]
+        if not isinstance(names, list) or not isinstance(names[0], str):
+            raise ValueError(f"`architectures` in config.json must be a list of names of classes, got {names!r}.")
+        return names[0]
+
+    def read(self):
+        """Read what can be wrong of it before any work is done: its configuration, and where its files lie."""
+        return self.config, self.files
+
+    def unchanged(self):
+        """A context at whose end a file that has changed meanwhile is a `ValueError`."""
+        return unchanged(Path(self.name)) if self.is_local else nullcontext()
+
+    def config_as(self, config_class, **fields):
+        """Its configuration as a `config_class` with other `fields`."""
+        return config_class.from_dict(deepcopy(self.config), name_or_path=self.encoder, **fields)
+
+    def lsg_config(self, model_class, **fields):
+        """The [`LSGConfig`] for a model of `model_class`, with other `fields`."""
+        try:
+            config = self.config_as(LSGConfig, **fields)
+            with torch.device("meta"):
+                model_class(config)
+        except Exception as error:  # each layer raises its own
+            if isinstance(error, ValueError) and str(error).startswith("LSGConfig"):
+                raise
+            raise ValueError(
+                f"No model can be made by the configuration of {self.name!r}: {first_sentence(error)}."
+            ) from error
+        config.architectures = [model_class.__name__]
+        # The field may contradict the weights; left empty, transformers looks at the weights.
+        config.dtype = None
+        return config
+
+    def tokenizer(self, vocab_size):
+        """Its tokenizer, for a model of `vocab_size` words."""
+        try:
+            with quiet_transformers():
+                config = self.config_as(XLMRobertaConfig)
+                tokenizer = AutoTokenizer.from_pretrained(self.encoder, config=config, token=self.token)
+        except Exception as error:  # sentencepiece, tokenizers and json each raise their own
+            raise ValueError(
+                f"The tokenizer of {self.name!r} cannot be read: {first_sentence(error)}. Get its files again."
+            ) from error
+        # Without files transformers gives a tokenizer that knows nothing but the special tokens.
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            raise ValueError(
+                f"{self.name!r} has no tokenizer. Put the tokenizer's files (sentencepiece.bpe.model or "
+                "tokenizer.json, and tokenizer_config.json) beside the weights."
+            )
+        if len(tokenizer) > vocab_size:
+            raise ValueError(
+                f"{self.name!r} does not fit together: the tokenizer has {len(tokenizer)} words and the model "
+                f"{vocab_size}. Take the tokenizer that the model was trained with."
+            )
+        return tokenizer
+
+    def load(self, model_class, config, dtype, seed):
+        """
+        Args:
+            model_class, config: of the model, see `lsg_config`.
+            dtype (`torch.dtype`, *optional*): of its weights; the source's if not given.
+            seed (`int`): of weights that the source lacks.
+
+        Returns:
+            the model with the source's weights, and whether it has global tokens of the source's.
+        """
+        if self.is_local:
+            _ = self.files  # refuses weights that are said to be elsewhere
+        try:
+            with quiet_transformers(), torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)
+                model, info = model_class.from_pretrained(
+                    self.encoder,
+                    config=config,
+                    dtype=dtype or "auto",
+                    token=self.token,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # reported below, by name and shape
+                )
+        except Exception as error:  # safetensors, pickle, zip and torch each raise their own
+            if isinstance(error, UnpicklingError):
+                raise ValueError(
+                    f"The weights of {self.name!r} are a pickle that holds more than tensors, and may run code when "
+                    "it is read: refused. Have its owner save it as safetensors."
+                ) from error
+            raise ValueError(
+                f"The weights of {self.name!r} cannot be read: {first_sentence(error)}. Get the file again, or save "
+                "the model again."
+            ) from error
+        has_global_tokens = self._account_for(info, model_class)
+        model.tie_weights()
+        unsound = sorted(name for name, weight in model.named_parameters() if not is_finite(weight))
+        if unsound:
+            in_dtype = f" in {dtype}" if dtype else ""
+            logger.warning(f"The weights of {self.name} are not all finite{in_dtype}: {shortened(unsound)}.")
+        return model, has_global_tokens
+
+    def _account_for(self, info, model_class):
+        """Tells which weights do not fit, are missing or are left over; whether the global tokens are there."""
+        if info["mismatched_keys"]:
+            key, there, here = sorted(info["mismatched_keys"])[0]
+            raise ValueError(
+                f"The weights of {self.name!r} do not fit the configuration: {key} has shape {tuple(there)}, the "
+                f"configuration asks for {tuple(here)}."
+            )
+        new = sorted(key for key in info["missing_keys"] if "global_embeddings" not in key)
+        base = sorted(key for key in new if ".layer." in key or "embeddings." in key)
+        if base:
+            raise ValueError(
+                f"The weights of {self.name!r} are not those of an XLM-RoBERTa: {shortened(base)} not there."
+            )
+        if new:
+            logger.warning(f"{self.name} lacks {shortened(new)}: newly initialized, to be trained.")
+        # Some versions of transformers name old buffers, and leave a tied weight apart that is stored twice.
+        left = sorted(key for key in info["unexpected_keys"] if not key.endswith("position_ids"))
+        if left:
+            logger.warning(f"{model_class.__name__} has no place for {shortened(left)}.")
+        return not any(key.endswith("embeddings.global_embeddings.weight") for key in info["missing_keys"])
+
+    def _hub_config(self):
+        try:
+            with quiet_transformers():
+                return XLMRobertaConfig.get_config_dict(self.name, token=self.token)[0]
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{self.name!r} is neither a folder here nor a model the hub gives (a private one takes --token): "
+                f"{first_line(error)}"
+            ) from error
+
+
+def is_finite(weight):
+    """Whether no value is NaN or infinite; by the extremes, which take no memory."""
+    return weight.numel() == 0 or all(x.isfinite() for x in weight.detach().aminmax())
+
+
+def _may_be_on_the_hub(name):
+    if Path(name).exists():
+        return False
+    try:
+        validate_repo_id(name)
+    except ValueError:
+        return False
+    return True
