@@ -54,7 +54,15 @@ def embedder(tmp_path):
 
 
 def test_a_conversion_reads_each_file_once(embedder, tmp_path):
-    command = [sys.executable, "-c", COUNT, str(embedder), str(tmp_path / "out"), "--max_sequence_length=600", "--run_test"]
+    command = [
+        sys.executable,
+        "-c",
+        COUNT,
+        str(embedder),
+        str(tmp_path / "out"),
+        "--max_sequence_length=600",
+        "--run_test",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     code, configs, ours = json.loads(done.stdout.splitlines()[-1])
     assert code == 0, done.stderr
