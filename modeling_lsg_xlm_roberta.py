@@ -491,6 +491,7 @@ class AttentionInputs:
         dropout (`float`): probability of dropping an attention weight.
         projections (list of `torch.Tensor`, or `None`): for `sparsity_type="lsh"`, see [`lsh_projections`].
         num_padding (`int`): how many of the last positions only fill the last block, to be left out of the weights.
+        first_query (`torch.Tensor` of shape `n h 1 d`, or `None`): the first token's, where `query` has it not.
     """
 
     query: torch.Tensor
@@ -502,6 +503,15 @@ class AttentionInputs:
     dropout: float = 0.0
     projections: list[torch.Tensor] | None = None
     num_padding: int = 0
+    first_query: torch.Tensor | None = None
+    _sparse: tuple | None = field(default=None, kw_only=True)
+
+    num_blocks_ahead = 1  # that a token's query sees after its own
+    num_past_sparse = 0
+
+    def __post_init__(self):
+        if self.first_query is None:
+            self.first_query = self.query[:, :, self.num_global_tokens :][:, :, :1]
 
     @property
     def num_global_tokens(self):
@@ -514,39 +524,77 @@ class AttentionInputs:
         return self.key.shape[2] - self.num_global_tokens
 
     @property
+    def num_global_queries(self):
+        """`G`, or none where the queries are not those of all positions."""
+        return max(self.query.shape[2] - self.num_tokens, 0)
+
+    @property
+    def step(self):
+        """Sparse tokens of a block."""
+        return self.config.block_size // self.config.sparsity_factor if self.config.has_sparse_tokens else 0
+
+    @property
     def is_full(self):
         """Whether the input is so short that every query sees every key."""
         return self.num_tokens <= 2 * self.config.block_size
 
+    @property
+    def num_condensed(self):
+        """How many of the tokens, from the first on, sparse tokens are made of."""
+        return self.num_tokens
+
+    @property
+    def sparse(self):
+        """The sparse tokens that may be seen: keys and values `n h m d`, their mask `n h|1 m` or `None`."""
+        # By hand: functools.cached_property takes a lock before Python 3.12, which torch.compile cannot follow.
+        if self._sparse is None:
+            self._sparse = self._made_sparse()
+        return self._sparse
+
+    def _made_sparse(self):
+        if self.is_full:
+            return self.key[:, :, :0], self.value[:, :, :0], None
+        return self.sparse_tokens()
+
     def sparse_tokens(self, value=None):
         """
-        The sparse tokens: keys `n h m d`, values `n h m e` and their mask (`n h|1 m`, bool, `None` if none is masked).
-        `value` (`n h t e`) stands in the place of the tokens' values.
+        What the tokens are condensed to: keys `n h m d`, values `n h m e` and their mask (`n h|1 m`, bool, `None` if
+        none is masked). `value` (`n h num_condensed e`) stands in the place of the tokens' values.
         """
-        tokens = slice(self.num_global_tokens, None)
+        tokens = slice(self.num_global_tokens, self.num_global_tokens + self.num_condensed)
         key, value = self.key[:, :, tokens], self.value[:, :, tokens] if value is None else value
-        mask = None if self.mask is None else self.mask[:, tokens]
-        return self._made_sparse(key, value, mask, self.query[:, :, tokens][:, :, :1])
-
-    def _made_sparse(self, key, value, mask, first_query):
-        """The sparse tokens of these tokens, see [`sparse_tokens`]."""
         if not self.config.has_sparse_tokens or not key.shape[2]:
             return key[:, :, :0], value[:, :, :0], None
-        return sparse_tokens(key, value, mask, first_query, self.projections, self.config)
+        mask = None if self.mask is None else self.mask[:, tokens]
+        return sparse_tokens(key, value, mask, self.first_query, self.projections, self.config)
 
     def with_sparse(self, x, sparse):
         """`x` (`n h T e`) and `sparse` (`n h m e`) in the order of [`is_visible`]: `n h t+m+G e`."""
         global_part, tokens = x.tensor_split([self.num_global_tokens], dim=2)
         return torch.cat([tokens, sparse, global_part], 2)
 
-    def key_mask(self, sparse_mask, num_sparse):
+    def key_mask(self):
         """Which keys in the order of [`is_visible`] may be seen at all, `n h|1 t+m+G`."""
+        sparse_key, _, sparse_mask = self.sparse
         n, _, positions, _ = self.key.shape
         mask = self.key.new_ones(n, positions, dtype=torch.bool) if self.mask is None else self.mask
         if sparse_mask is None:
-            sparse_mask = self.key.new_ones(n, 1, num_sparse, dtype=torch.bool)
+            sparse_mask = self.key.new_ones(n, 1, sparse_key.shape[2], dtype=torch.bool)
         mask = mask[:, None, :, None].expand(-1, sparse_mask.shape[1], -1, -1)
         return self.with_sparse(mask, sparse_mask[..., None]).squeeze(-1)
+
+    def visible(self):
+        """Which query sees which key in the order of [`is_visible`], `n|1 h|1 q t+m+G` (bool)."""
+        (sparse_key, _, sparse_mask), t = self.sparse, self.num_tokens
+        q = torch.arange(t - self.query.shape[2], t, device=self.key.device)
+        k = torch.arange(self.key.shape[2] + sparse_key.shape[2], device=self.key.device)
+        visible = self._pattern(q[:, None], k, sparse_key.shape[2])[None, None]
+        return visible if self.mask is None and sparse_mask is None else visible & self.key_mask()[:, :, None]
+
+    def _pattern(self, q, k, m):
+        t, config = self.num_tokens, self.config
+        of_token = is_visible(q, k, t, m, config.block_size, config.sparse_block_size)
+        return torch.where(q < 0, (k < t) | (k >= t + m), of_token)
 
 
 # LSG attention by its definition: dense and simple, the only implementation that returns attention weights.
@@ -557,18 +605,20 @@ def eager_attention(inputs):
     Dense scores over tokens, sparse tokens and globals. A sparse token's weight is spread over its tokens.
 
     Args:
-        inputs ([`AttentionInputs`]).
+        inputs ([`AttentionInputs`] or [`CausalInputs`]): of which no token is missing.
 
     Returns:
         the context `n T h d` and the weights `n h T-num_padding T-num_padding`.
     """
-    query, num_global_tokens = inputs.query, inputs.num_global_tokens
-    if inputs.is_full:
-        weights = _full_weights(query, inputs)
-    else:
-        weights = [_full_weights(query[:, :, :num_global_tokens], inputs), _token_weights(inputs)]
-        weights = torch.cat(weights, 2)
-    weights, value = apply_dropout(weights, inputs.dropout), inputs.value
+    t, m, num_global_tokens = inputs.num_tokens, inputs.sparse[0].shape[2], inputs.num_global_tokens
+    weights, to_sparse, to_globals = dense_weights(inputs).split((t, m, num_global_tokens), -1)
+    if m:
+        # A sparse value is a weighted sum of values: with the identity in their place, its weights come out.
+        (n, h, _, _), c = inputs.key.shape, inputs.num_condensed
+        identity = torch.eye(c, dtype=inputs.key.dtype, device=inputs.key.device).expand(n, h, c, c)
+        spread = inputs.sparse_tokens(identity)[1]  # n h m c
+        weights = weights + pad(to_sparse @ spread, (0, t - c))
+    weights, value = apply_dropout(torch.cat([to_globals, weights], -1), inputs.dropout), inputs.value
     if not inputs.num_padding:
         return (weights @ value).transpose(1, 2), weights
     # The weights handed out are those the context is made of, so that gradients reach them.
@@ -578,31 +628,11 @@ def eager_attention(inputs):
     return torch.cat([context, of_padding @ value], 2).transpose(1, 2), weights
 
 
-def _token_weights(inputs):
-    """What the tokens' queries pay to globals and tokens, `n h t T`."""
-    key, config, t, num_global_tokens = inputs.key, inputs.config, inputs.num_tokens, inputs.num_global_tokens
-    n, h, _, _ = key.shape
-    # A sparse value is a weighted sum of values: with the identity in their place, the weights themselves come out.
-    identity = torch.eye(t, dtype=key.dtype, device=key.device).expand(n, h, t, t)
-    sparse_key, spread, sparse_mask = inputs.sparse_tokens(identity)  # n h m d, n h m t
-    m = sparse_key.shape[2]
-    index = torch.arange(t + m + num_global_tokens, device=key.device)
-    visible = is_visible(index[:t, None], index, t, m, config.block_size, config.sparse_block_size)  # t t+m+G
-    if inputs.mask is not None or sparse_mask is not None:
-        visible = visible & inputs.key_mask(sparse_mask, m)[:, :, None]
-    keys = inputs.with_sparse(key, sparse_key)
-    scores = (inputs.query[:, :, num_global_tokens:] @ keys.transpose(2, 3)) * inputs.scaling
-    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
-    to_tokens, to_sparse, to_globals = weights.split((t, m, num_global_tokens), -1)
-    return torch.cat([to_globals, to_tokens + to_sparse @ spread], -1)
-
-
-def _full_weights(query, inputs):
-    """What queries that see every key pay to them."""
-    scores = (query @ inputs.key.transpose(2, 3)) * inputs.scaling
-    if inputs.mask is not None:
-        scores = scores.masked_fill(~inputs.mask[:, None, None], -torch.inf)
-    return scores.softmax(-1)
+def dense_weights(inputs):
+    """What every query pays to the keys in the order of [`is_visible`], `n h q t+m+G`."""
+    keys = inputs.with_sparse(inputs.key, inputs.sparse[0])
+    scores = (inputs.query @ keys.transpose(2, 3)) * inputs.scaling
+    return scores.masked_fill(~inputs.visible(), -torch.inf).softmax(-1)
 
 
 # Attention of the queries that see every key: the global tokens', and all of an input of up to two blocks.
@@ -618,13 +648,22 @@ def full_attention(query, inputs):
         the context `n q h d`.
     """
     mask = None if inputs.mask is None else inputs.mask[:, None, None].expand(-1, -1, query.shape[2], -1)
-    context = scaled_dot_product_attention(query, inputs.key, inputs.value, mask, inputs.dropout, scale=inputs.scaling)
-    return context.transpose(1, 2)
+    return product(query, inputs.key, inputs.value, mask, inputs).transpose(1, 2)
 
 
 def with_globals(context, inputs):
     """The tokens' context (`n t h d`) with that of the global queries before it, `n T h d`."""
-    return torch.cat([full_attention(inputs.query[:, :, : inputs.num_global_tokens], inputs), context], 1)
+    parts = [x[:, :, : inputs.num_global_tokens] for x in (inputs.query, inputs.key, inputs.value)]
+    if inputs.num_blocks_ahead:
+        global_context = full_attention(parts[0], inputs)
+    else:  # they see themselves alone
+        global_context = product(*parts, None, inputs).transpose(1, 2)
+    return torch.cat([global_context, context], 1)
+
+
+def product(query, key, value, mask, inputs):
+    """`scaled_dot_product_attention` with the dropout and the scaling of `inputs`."""
+    return scaled_dot_product_attention(query, key, value, mask, inputs.dropout, scale=inputs.scaling)
 
 
 # LSG attention by `scaled_dot_product_attention` on all windows at once, each block's gathered into one tensor.
@@ -635,38 +674,47 @@ def windowed_attention(inputs):
     Fused kernels wherever torch has them; memory grows with `t`. Can be traced, exported and compiled.
 
     Args:
-        inputs ([`AttentionInputs`]).
+        inputs ([`AttentionInputs`] or [`CausalInputs`]): with queries of all positions.
 
     Returns:
         the context `n T h d`.
     """
-    sparse_key, sparse_value, sparse_mask = inputs.sparse_tokens()
-    num_heads, m = inputs.key.shape[1], sparse_key.shape[2]
+    (sparse_key, sparse_value, _), t, b = inputs.sparse, inputs.num_tokens, inputs.config.block_size
+    num_heads, is_causal = inputs.key.shape[1], not inputs.num_blocks_ahead
     keys = _windows(inputs.with_sparse(inputs.key, sparse_key), inputs)  # n h*t/b W d
     values = _windows(inputs.with_sparse(inputs.value, sparse_value), inputs)
-    # The windows at both ends reach outside the sequence, where the padding of the mask is `False`.
-    key_mask = inputs.key_mask(sparse_mask, m).expand(-1, num_heads, -1)
-    window_mask = _windows(key_mask[..., None], inputs).transpose(2, 3)  # n h*t/b 1 W
+    # What lies outside of the sequence at either end is `False` in the windows of the mask.
+    key_mask = inputs.key_mask().expand(-1, num_heads, -1)
+    visible = _windows(key_mask[..., None], inputs).transpose(2, 3)  # n h*t/b 1 W
     queries = inputs.query[:, :, inputs.num_global_tokens :]
-    queries = queries.unflatten(2, (-1, inputs.config.block_size)).flatten(1, 2)  # n h*t/b b d
-    context = scaled_dot_product_attention(queries, keys, values, window_mask, inputs.dropout, scale=inputs.scaling)
-    context = context.unflatten(1, (num_heads, -1)).flatten(2, 3).transpose(1, 2)  # n t h d
-    return with_globals(context, inputs)
+    if is_causal:
+        later = torch.ones(b, b, dtype=torch.bool, device=visible.device).triu(1)
+        before = inputs.num_global_tokens + b
+        visible = visible & ~pad(later, (before, visible.shape[3] - before - b))  # n h*t/b b W
+        queries = pad(queries, (0, 0, 0, _num_blocks(inputs) * b - t))
+    queries = queries.unflatten(2, (-1, b)).flatten(1, 2)  # n h*t/b b d
+    context = product(queries, keys, values, visible, inputs)
+    context = context.unflatten(1, (num_heads, -1)).flatten(2, 3)[:, :, :t]
+    return with_globals(context.transpose(1, 2), inputs)
 
 
 def _windows(x, inputs):
     """Windows of all blocks at once, of `[tokens | sparse | globals]` (`n h t+m+G e`): `n h*t/b W e`."""
-    b, s, t = inputs.config.block_size, inputs.config.sparse_block_size, inputs.num_tokens
+    b, s, t, step = inputs.config.block_size, inputs.config.sparse_block_size, inputs.num_tokens, inputs.step
     tokens, sparse, global_part = x.split((t, x.shape[2] - t - inputs.num_global_tokens, inputs.num_global_tokens), 2)
-    blocks = t // b
-    parts = [global_part[:, :, None].expand(-1, -1, blocks, -1, -1), pad(tokens, (0, 0, b, b)).unfold(2, 3 * b, b)]
-    parts[1] = parts[1].transpose(3, 4)
+    blocks, ahead = _num_blocks(inputs), inputs.num_blocks_ahead
+    near = pad(tokens, (0, 0, b, (blocks + ahead) * b - t)).unfold(2, (2 + ahead) * b, b)
+    parts = [global_part[:, :, None].expand(-1, -1, blocks, -1, -1), near.transpose(3, 4)]
     if sparse.shape[2]:
-        step = sparse.shape[2] // blocks
-        left = pad(sparse, (0, 0, step + s, 0))
-        right = pad(sparse, (0, 0, 0, 2 * step + s))[:, :, 2 * step :]
-        parts += [side.unfold(2, s, step)[:, :, :blocks].transpose(3, 4) for side in (left, right)]
+        sides = [pad(sparse, (0, 0, step + s, 0))]
+        if ahead:
+            sides.append(pad(sparse, (0, 0, 0, 2 * step + s))[:, :, 2 * step :])
+        parts += [side.unfold(2, s, step)[:, :, :blocks].transpose(3, 4) for side in sides]
     return torch.cat(parts, 3).flatten(1, 2)
+
+
+def _num_blocks(inputs):
+    return -(-inputs.num_tokens // inputs.config.block_size)
 
 
 # LSG attention by `torch.nn.attention.flex_attention` over `[tokens | sparse | globals]`, without windows.
@@ -695,11 +743,11 @@ def flex_attention(inputs):
     """
     query, key, config = inputs.query, inputs.key, inputs.config
     num_global_tokens, t = inputs.num_global_tokens, inputs.num_tokens
-    sparse_key, sparse_value, sparse_mask = inputs.sparse_tokens()
+    sparse_key, sparse_value, sparse_mask = inputs.sparse
     m = sparse_key.shape[2]
     block_mask = _block_mask(t, m, num_global_tokens, config.block_size, config.sparse_block_size, key.device)
     if inputs.mask is not None or sparse_mask is not None:
-        block_mask = _with_key_mask(block_mask, inputs.key_mask(sparse_mask, m).expand(-1, key.shape[1], -1))
+        block_mask = _with_key_mask(block_mask, inputs.key_mask().expand(-1, key.shape[1], -1))
     attention = torch_flex_attention if key.device.type == "cpu" else compile_friendly_flex_attention
     context = attention(
         query[:, :, num_global_tokens:],
@@ -768,73 +816,53 @@ class Block(NamedTuple):
         return self.num_queries * self.width
 
 
-def blocks_of_sequences(inputs, m, sparse_mask):
-    """The blocks of every sequence of `inputs`; `m` sparse tokens, of which `sparse_mask` may hide some."""
-    return [_blocks(inputs, sequence, m, sparse_mask) for sequence in range(len(inputs.key))]
+def blocks_of_sequences(inputs):
+    """The blocks of every sequence of `inputs` ([`AttentionInputs`] or [`CausalInputs`])."""
+    later = None
+    if not inputs.num_blocks_ahead:
+        b, dtype = inputs.config.block_size, inputs.query.dtype
+        later = torch.full((b, b), -torch.inf, dtype=dtype, device="cpu").triu_(1)  # of one block's tokens
+    return [_blocks(inputs, sequence, later) for sequence in range(len(inputs.key))]
 
 
-def _blocks(inputs, sequence, m, sparse_mask):
+def _blocks(inputs, sequence, later):
     """
     All products of one sequence. Blocks and keys that are nothing but padding are left out. The most weights come
     first, so that every buffer is made once.
     """
-    mask, t, num_global_tokens = inputs.mask, inputs.num_tokens, inputs.num_global_tokens
-    b, s = inputs.config.block_size, inputs.config.sparse_block_size
-    step = m * b // t
-    first, last = _bounds(mask, sequence, num_global_tokens, t)
-    globals_piece = (False, 0, num_global_tokens)
-    everything = [globals_piece, (False, num_global_tokens + first, num_global_tokens + last)]
-    blocks = [_block(slice(0, num_global_tokens), everything)]
-    # Where sparse tokens are made of masked tokens too (`bos_pooling`), no block is without effect.
-    seen_through_sparse = mask is not None and sparse_mask is None and m > 0
-    for i in range(t // b) if seen_through_sparse else range(first // b, -(-last // b)):
-        near = max((i - 1) * b, first), min((i + 2) * b, last)
-        left = max((i - 1) * step - s, 0), max((i - 1) * step, 0)
-        right = min((i + 2) * step, m), min((i + 2) * step + s, m)
-        window = [
-            (True, *left),
-            globals_piece,
-            (False, num_global_tokens + near[0], num_global_tokens + near[1]),
-            (True, *right),
-        ]
-        blocks.append(_block(slice(num_global_tokens + i * b, num_global_tokens + (i + 1) * b), window))
-    return _masked(blocks, mask, sparse_mask, sequence)
-
-
-def causal_blocks(inputs):
-    """The blocks of every sequence of `inputs` ([`CausalInputs`])."""
-    b, dtype = inputs.config.block_size, inputs.query.dtype
-    later = torch.full((b, b), -torch.inf, dtype=dtype, device="cpu").triu_(1)  # of one block's tokens
-    return [_causal_blocks(inputs, sequence, later) for sequence in range(len(inputs.key))]
-
-
-def _causal_blocks(inputs, sequence, later):
-    sparse_mask, mask = inputs.sparse[2], inputs.mask
-    t, p, num_global_tokens = inputs.num_tokens, inputs.num_past_sparse, inputs.num_global_tokens
-    num_global_queries = inputs.num_global_queries
-    b, s, step = inputs.config.block_size, inputs.config.sparse_block_size, inputs.step
+    (sparse_key, _, sparse_mask), mask, ahead = inputs.sparse, inputs.mask, inputs.num_blocks_ahead
+    t, num_global_tokens, num_global_queries = inputs.num_tokens, inputs.num_global_tokens, inputs.num_global_queries
+    b, s, step, m = inputs.config.block_size, inputs.config.sparse_block_size, inputs.step, sparse_key.shape[2]
     start = t - (inputs.query.shape[2] - num_global_queries)  # the first token with a query
     first, last = _bounds(mask, sequence, num_global_tokens, t)
     globals_piece = (False, 0, num_global_tokens)
-    blocks = [_block(slice(0, num_global_queries), [globals_piece])] if num_global_queries else []
-    # As in the encoder, and where there are no sparse tokens yet.
-    seen_through_sparse = mask is not None and sparse_mask is None and step > 0
+    blocks = []
+    if num_global_queries:
+        everything = (False, num_global_tokens + first, num_global_tokens + last)
+        blocks.append(_block(slice(0, num_global_queries), [globals_piece, everything] if ahead else [globals_piece]))
     some = range(max(start, first) // b, -(-last // b))
-    if inputs.config.mask_first_token:  # which hides <s> as a key: as a query it counts
+    if mask is not None and sparse_mask is None and step > 0:
+        # No block is without effect: sparse tokens are made of masked tokens too (`bos_pooling`), or not yet made.
+        some = range(start // b, -(-t // b))
+    elif not ahead and inputs.config.mask_first_token:  # which hides <s> as a key: as a query it counts
         some = range(start // b, max(some.stop, 1))
-    for i in range(start // b, -(-t // b)) if seen_through_sparse else some:
+    for i in some:
         queries = max(i * b, start), min((i + 1) * b, t)
-        near = max((i - 1) * b, first), min((i + 1) * b, last)
-        end = p + (i - 1) * step
+        near = max((i - 1) * b, first), min((i + 1 + ahead) * b, last)
+        left = inputs.num_past_sparse + (i - 1) * step
         window = [
-            (True, max(end - s, 0), max(end, 0)),
+            (True, max(left - s, 0), max(left, 0)),
             globals_piece,
             (False, num_global_tokens + near[0], num_global_tokens + near[1]),
         ]
-        own = max(near[0], i * b), near[1]  # the tokens of the block itself
         after = None
-        if own[0] < own[1] and queries[0] < own[1] - 1:
-            after = later[queries[0] - i * b : queries[1] - i * b, own[0] - i * b : own[1] - i * b]
+        if ahead:
+            right = (i + 2) * step
+            window.append((True, min(right, m), min(right + s, m)))
+        else:
+            own = max(near[0], i * b), near[1]  # the tokens of the block itself
+            if own[0] < own[1] and queries[0] < own[1] - 1:
+                after = later[queries[0] - i * b : queries[1] - i * b, own[0] - i * b : own[1] - i * b]
         shift = num_global_queries - start
         blocks.append(_block(slice(queries[0] + shift, queries[1] + shift), window)._replace(later=after))
     return _masked(blocks, mask, sparse_mask, sequence)
@@ -895,14 +923,12 @@ VECTOR_SIZE = 16
 WAY_OUT = "Load the model with attn_implementation='eager', or call model.set_attn_implementation('eager')."
 
 
-def blockwise_attention(tensors, blocks, scaling, dropout):
+def blockwise_attention(inputs):
     """
     For CPU: no tensor is as large as `t x window`, and blocks of padding cost nothing.
 
     Args:
-        tensors: queries (`n h q d`), keys, values (`n h T d`), sparse keys and sparse values (`n h m d`).
-        blocks (list): of [`blocks_of_sequences`] or [`causal_blocks`].
-        scaling, dropout (`float`): as in [`AttentionInputs`].
+        inputs ([`AttentionInputs`] or [`CausalInputs`]).
 
     Returns:
         the context `n q h d`.
@@ -910,11 +936,13 @@ def blockwise_attention(tensors, blocks, scaling, dropout):
     Raises:
         RuntimeError: second derivatives or a transform of `torch.func` are asked for.
     """
-    if tensors[0].dtype == torch.float16:  # scores have a wider range than what they are made of
+    tensors = inputs.query, inputs.key, inputs.value, *inputs.sparse[:2]
+    is_half = inputs.query.dtype == torch.float16
+    if is_half:  # scores have a wider range than what they are made of
         tensors = [x.float() for x in tensors]
-        return blockwise_attention(tensors, blocks, scaling, dropout).half()
     try:
-        return _BlockwiseAttention.apply(*tensors, blocks, scaling, dropout)
+        context = _BlockwiseAttention.apply(*tensors, blocks_of_sequences(inputs), inputs.scaling, inputs.dropout)
+        return context.half() if is_half else context
     except RuntimeError as error:
         if "setup_context" not in str(error):
             raise
@@ -966,7 +994,9 @@ class _BlockwiseGradients(torch.autograd.Function):
 def attend(tensors, blocks, scaling, dropout):
     """
     Args:
-        tensors, blocks: as in [`blockwise_attention`].
+        tensors: queries (`n h q d`), keys, values (`n h T d`), sparse keys and sparse values (`n h m d`).
+        blocks (list): of [`blocks_of_sequences`].
+        scaling, dropout (`float`): as in [`AttentionInputs`].
 
     Returns:
         the context, by position as the queries, and what was drawn for dropout, block by block.
@@ -1129,6 +1159,7 @@ def _free_namespace():
 
 
 NAMESPACE = _free_namespace()
+SIZES = ("num_global_tokens", "block_size", "sparse_block_size", "sparsity_factor")  # of the configuration
 
 
 def is_compiled(x):
@@ -1145,14 +1176,13 @@ def compiled_attention(inputs):
     Returns:
         the context `n T h d`.
     """
-    sparse_key, sparse_value, sparse_mask = inputs.sparse_tokens()
+    sparse_key, sparse_value, sparse_mask = inputs.sparse
     # What is dropped is drawn again in the backward pass, from its seed.
     seed = torch.randint(2**62, (1,)) if inputs.dropout > 0 else None
-    config = inputs.config
     return _attention_operator(
         *(inputs.query, inputs.key, inputs.value, sparse_key, sparse_value),
         *(inputs.mask, sparse_mask, seed),
-        [config.num_global_tokens, config.block_size, config.sparse_block_size],
+        [getattr(inputs.config, name) for name in SIZES],
         inputs.scaling,
         inputs.dropout,
     )
@@ -1214,12 +1244,8 @@ _attention_operator.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _operator_blocks(tensors, mask, sparse_mask, sizes):
-    num_global_tokens, block_size, sparse_block_size = sizes
-    config = SimpleNamespace(
-        num_global_tokens=num_global_tokens, block_size=block_size, sparse_block_size=sparse_block_size
-    )
-    query, key, value, sparse_key, _ = tensors
-    return blocks_of_sequences(AttentionInputs(query, key, value, mask, config, 1.0), sparse_key.shape[2], sparse_mask)
+    config = SimpleNamespace(**dict(zip(SIZES, sizes)), has_sparse_tokens=tensors[3].shape[2] > 0)
+    return blocks_of_sequences(AttentionInputs(*tensors[:3], mask, config, 1.0, _sparse=(*tensors[3:], sparse_mask)))
 
 
 @contextmanager
@@ -1267,10 +1293,7 @@ def lsg_attention(inputs, implementation):
     if implementation == "flex_attention" and flex_attention_fits(inputs):
         return flex_attention(inputs), None
     if in_pieces:
-        sparse_key, sparse_value, sparse_mask = inputs.sparse_tokens()
-        tensors = inputs.query, inputs.key, inputs.value, sparse_key, sparse_value
-        blocks = blocks_of_sequences(inputs, sparse_key.shape[2], sparse_mask)
-        return blockwise_attention(tensors, blocks, inputs.scaling, inputs.dropout), None
+        return blockwise_attention(inputs), None
     return (compiled_attention if is_compiled(inputs.query) else windowed_attention)(inputs), None
 
 
@@ -1284,15 +1307,15 @@ def lsg_attention(inputs, implementation):
 # the first that is there, and `p` is how many of the sparse tokens came before it.
 
 
-def is_visible_causally(q, k, t, p, step, block_size, sparse_block_size):
+def is_visible_causally(q, k, t, m, p, step, block_size, sparse_block_size):
     """
-    Whether the query at token index `q` sees the key at index `k` of `[globals | tokens | sparse tokens]`, counted
-    from the first token: globals have indices below 0. Any broadcastable integer tensors will do.
+    Whether the query at token index `q` (a global's is below 0) sees the key at index `k` of
+    `[tokens | sparse tokens | globals]`. Any broadcastable integer tensors will do.
     """
     block = q // block_size
     is_local = (k < t) & (k <= q) & (k // block_size >= block - 1)
     sparse, end = k - t, p + (block - 1) * step
-    return (k < 0) | is_local | ((sparse >= 0) & (sparse >= end - sparse_block_size) & (sparse < end))
+    return is_local | ((sparse >= 0) & (sparse >= end - sparse_block_size) & (sparse < end)) | (sparse >= m)
 
 
 @dataclass
@@ -1303,21 +1326,11 @@ class CausalInputs(AttentionInputs):
 
     Args:
         past (tuple, or `None`): the sparse tokens (as `sparse` gives them) of the tokens that are missing.
-        first_query (`torch.Tensor` of shape `n h 1 d`, or `None`): the first token's, where its own is missing.
     """
 
     past: tuple | None = None
-    first_query: torch.Tensor | None = None
-    _sparse: tuple | None = field(default=None, init=False)
 
-    def __post_init__(self):
-        if self.first_query is None:
-            self.first_query = self.query[:, :, self.num_global_tokens :][:, :, :1]
-
-    @property
-    def num_global_queries(self):
-        """`G` where the queries are those of all positions, else none."""
-        return max(self.query.shape[2] - self.num_tokens, 0)
+    num_blocks_ahead = 0
 
     @property
     def num_past_sparse(self):
@@ -1325,24 +1338,12 @@ class CausalInputs(AttentionInputs):
         return 0 if self.past is None else self.past[0].shape[2]
 
     @property
-    def step(self):
-        """Sparse tokens of a block."""
-        return self.config.block_size // self.config.sparsity_factor if self.config.has_sparse_tokens else 0
-
-    @property
-    def num_forgotten(self):
+    def num_condensed(self):
         """How many of the tokens no query after these sees: they live on in the sparse ones."""
         return max(self.num_tokens // self.config.block_size - 1, 0) * self.config.block_size
 
-    @property
-    def sparse(self):
-        """The sparse tokens, those of the past first: keys and values `n h m d`, their mask `n h|1 m` or `None`."""
-        # By hand: functools.cached_property takes a lock before Python 3.12, which torch.compile cannot follow.
-        if self._sparse is None:
-            self._sparse = self._past_and_made()
-        return self._sparse
-
-    def _past_and_made(self):
+    def _made_sparse(self):
+        """The sparse tokens, those of the past first."""
         made = self.sparse_tokens()
         if self.past is None:
             return made
@@ -1358,31 +1359,10 @@ class CausalInputs(AttentionInputs):
             mask = torch.cat(masks, 2)
         return torch.cat([past_key, key], 2), torch.cat([past_value, value], 2), mask
 
-    def sparse_tokens(self, value=None):
-        """[`AttentionInputs.sparse_tokens`] of the tokens that are forgotten."""
-        forgotten = slice(self.num_global_tokens, self.num_global_tokens + self.num_forgotten)
-        key, value = self.key[:, :, forgotten], self.value[:, :, forgotten] if value is None else value
-        mask = None if self.mask is None else self.mask[:, forgotten]
-        return self._made_sparse(key, value, mask, self.first_query)
-
-    def visible(self):
-        """Which query sees which key of `[globals | tokens | sparse tokens]`, `n|1 h|1 q G+t+m` (bool)."""
-        (sparse_key, _, sparse_mask), config, t = self.sparse, self.config, self.num_tokens
-        num_queries, device = self.query.shape[2], self.key.device
-        q = torch.arange(t - num_queries, t, device=device)
-        k = torch.arange(-self.num_global_tokens, t + sparse_key.shape[2], device=device)
-        sizes = t, self.num_past_sparse, self.step, config.block_size, config.sparse_block_size
-        visible = is_visible_causally(q[:, None], k, *sizes)[None, None]
-        return visible if self.mask is None and sparse_mask is None else visible & self.key_mask()[:, :, None]
-
-    def key_mask(self):
-        """Which keys of `[globals | tokens | sparse tokens]` may be seen at all, `n h|1 G+t+m`."""
-        sparse_key, _, sparse_mask = self.sparse
-        n, _, positions, _ = self.key.shape
-        mask = self.key.new_ones(n, positions, dtype=torch.bool) if self.mask is None else self.mask
-        if sparse_mask is None:
-            sparse_mask = self.key.new_ones(n, 1, sparse_key.shape[2], dtype=torch.bool)
-        return torch.cat([mask[:, None].expand(-1, sparse_mask.shape[1], -1), sparse_mask], 2)
+    def _pattern(self, q, k, m):
+        config = self.config
+        sizes = self.num_past_sparse, self.step, config.block_size, config.sparse_block_size
+        return is_visible_causally(q, k, self.num_tokens, m, *sizes)
 
 
 # Causal LSG attention: from queries, keys, values and a mask to the context, by one of several implementations.
@@ -1403,73 +1383,18 @@ def causal_attention(inputs, implementation):
         (otherwise `None`). The rows of queries that are masked themselves carry no meaning.
     """
     if implementation == "eager":
-        return _eager(inputs)
-    sparse_key, sparse_value, _ = inputs.sparse
+        if inputs.past is None:
+            return eager_attention(inputs)
+        # Of missing tokens nobody could say what they weigh.
+        weights = apply_dropout(dense_weights(inputs), inputs.dropout)
+        return (weights @ inputs.with_sparse(inputs.value, inputs.sparse[1])).transpose(1, 2), None
     if runs_in_pieces(inputs.query):
         keep_freed_memory()
-        tensors = inputs.query, inputs.key, inputs.value, sparse_key, sparse_value
-        return blockwise_attention(tensors, causal_blocks(inputs), inputs.scaling, inputs.dropout), None
-    if inputs.num_global_queries and inputs.num_tokens > 2 * inputs.config.block_size:
-        return _windowed(inputs), None
-    keys, values = torch.cat([inputs.key, sparse_key], 2), torch.cat([inputs.value, sparse_value], 2)
-    return _product(inputs.query, keys, values, inputs.visible(), inputs).transpose(1, 2), None
-
-
-def _eager(inputs):
-    (sparse_key, sparse_value, _), query = inputs.sparse, inputs.query
-    scores = (query @ torch.cat([inputs.key, sparse_key], 2).transpose(2, 3)) * inputs.scaling
-    weights = scores.masked_fill(~inputs.visible(), -torch.inf).softmax(-1)
-    if inputs.past is not None:  # of missing tokens nobody could say what they weigh
-        weights = apply_dropout(weights, inputs.dropout)
-        return (weights @ torch.cat([inputs.value, sparse_value], 2)).transpose(1, 2), None
-    weights, to_sparse = weights.split((inputs.key.shape[2], sparse_key.shape[2]), -1)
-    if to_sparse.shape[-1]:
-        # With the identity in the place of values, what sparse ones are made of comes out.
-        n, h, forgotten = *query.shape[:2], inputs.num_forgotten
-        identity = torch.eye(forgotten, dtype=query.dtype, device=query.device).expand(n, h, -1, -1)
-        spread = inputs.sparse_tokens(identity)[1]  # n h m forgotten
-        before, after = inputs.num_global_tokens, inputs.num_tokens - forgotten
-        weights = weights + pad(to_sparse @ spread, (before, after))
-    weights = apply_dropout(weights, inputs.dropout)
-    return (weights @ inputs.value).transpose(1, 2), weights
-
-
-def _windowed(inputs):
-    """All tokens' windows at once, of `[globals | tokens of two blocks | sparse tokens]`."""
-    (sparse_key, sparse_value, _), config = inputs.sparse, inputs.config
-    num_global_tokens, t, b, s = (
-        inputs.num_global_tokens,
-        inputs.num_tokens,
-        config.block_size,
-        config.sparse_block_size,
-    )
-    step, num_blocks = inputs.step, -(-t // b)
-    num_heads, padding = inputs.key.shape[1], num_blocks * b - t
-
-    def windows(x, sparse):
-        globals_, tokens = x.tensor_split([num_global_tokens], dim=2)
-        parts = [globals_[:, :, None].expand(-1, -1, num_blocks, -1, -1)]
-        parts.append(pad(tokens, (0, 0, b, padding)).unfold(2, 2 * b, b).transpose(3, 4))
-        if sparse.shape[2]:
-            parts.append(pad(sparse, (0, 0, step + s, 0)).unfold(2, s, step)[:, :, :num_blocks].transpose(3, 4))
-        return torch.cat(parts, 3).flatten(1, 2)  # n h*num_blocks W d
-
-    # What lies outside of the sequence at either end is `False` in the windows of the mask.
-    mask, sparse_mask = inputs.key_mask().split((inputs.key.shape[2], sparse_key.shape[2]), 2)
-    mask = windows(mask[..., None].expand(-1, num_heads, -1, -1), sparse_mask[..., None].expand(-1, num_heads, -1, -1))
-    later = torch.ones(b, b, dtype=torch.bool, device=mask.device).triu(1)
-    after = mask.shape[2] - num_global_tokens - 2 * b
-    visible = mask.transpose(2, 3) & ~pad(later, (num_global_tokens + b, after))  # n h*num_blocks b W
-    queries = pad(inputs.query[:, :, num_global_tokens:], (0, 0, 0, padding)).unflatten(2, (-1, b)).flatten(1, 2)
-    keys, values = windows(inputs.key, sparse_key), windows(inputs.value, sparse_value)
-    context = _product(queries, keys, values, visible, inputs)
-    context = context.unflatten(1, (num_heads, -1)).flatten(2, 3)[:, :, :t]
-    prefix = [x[:, :, :num_global_tokens] for x in (inputs.query, inputs.key, inputs.value)]
-    return torch.cat([_product(*prefix, None, inputs), context], 2).transpose(1, 2)
-
-
-def _product(query, key, value, mask, inputs):
-    return scaled_dot_product_attention(query, key, value, mask, inputs.dropout, scale=inputs.scaling)
+        return blockwise_attention(inputs), None
+    if inputs.num_global_queries and not inputs.is_full:
+        return windowed_attention(inputs), None
+    keys, values = (inputs.with_sparse(*x) for x in zip((inputs.key, inputs.value), inputs.sparse))
+    return product(inputs.query, keys, values, inputs.visible(), inputs).transpose(1, 2), None
 
 
 # What causal LSG attention keeps of the tokens before: of any number of them, the same.
@@ -1547,7 +1472,7 @@ class LSGCacheLayer(DynamicLayer):
     def forget(self, inputs):
         """Keep of the tokens of `inputs` ([`CausalInputs`]) what later ones may see."""
         prefix = self.config.num_global_tokens
-        kept = [prefix, prefix + inputs.num_forgotten]
+        kept = [prefix, prefix + inputs.num_condensed]
         self.keys, self.values = (self._without(x, *kept) for x in (self.keys, self.values))
         last = -self.config.sparse_block_size or None
         self.sparse = tuple(x if x is None or not x.shape[2] else x[:, :, last:] for x in inputs.sparse)

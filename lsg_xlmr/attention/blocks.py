@@ -35,73 +35,53 @@ class Block(NamedTuple):
         return self.num_queries * self.width
 
 
-def blocks_of_sequences(inputs, m, sparse_mask):
-    """The blocks of every sequence of `inputs`; `m` sparse tokens, of which `sparse_mask` may hide some."""
-    return [_blocks(inputs, sequence, m, sparse_mask) for sequence in range(len(inputs.key))]
+def blocks_of_sequences(inputs):
+    """The blocks of every sequence of `inputs` ([`AttentionInputs`] or [`CausalInputs`])."""
+    later = None
+    if not inputs.num_blocks_ahead:
+        b, dtype = inputs.config.block_size, inputs.query.dtype
+        later = torch.full((b, b), -torch.inf, dtype=dtype, device="cpu").triu_(1)  # of one block's tokens
+    return [_blocks(inputs, sequence, later) for sequence in range(len(inputs.key))]
 
 
-def _blocks(inputs, sequence, m, sparse_mask):
+def _blocks(inputs, sequence, later):
     """
     All products of one sequence. Blocks and keys that are nothing but padding are left out. The most weights come
     first, so that every buffer is made once.
     """
-    mask, t, num_global_tokens = inputs.mask, inputs.num_tokens, inputs.num_global_tokens
-    b, s = inputs.config.block_size, inputs.config.sparse_block_size
-    step = m * b // t
-    first, last = _bounds(mask, sequence, num_global_tokens, t)
-    globals_piece = (False, 0, num_global_tokens)
-    everything = [globals_piece, (False, num_global_tokens + first, num_global_tokens + last)]
-    blocks = [_block(slice(0, num_global_tokens), everything)]
-    # Where sparse tokens are made of masked tokens too (`bos_pooling`), no block is without effect.
-    seen_through_sparse = mask is not None and sparse_mask is None and m > 0
-    for i in range(t // b) if seen_through_sparse else range(first // b, -(-last // b)):
-        near = max((i - 1) * b, first), min((i + 2) * b, last)
-        left = max((i - 1) * step - s, 0), max((i - 1) * step, 0)
-        right = min((i + 2) * step, m), min((i + 2) * step + s, m)
-        window = [
-            (True, *left),
-            globals_piece,
-            (False, num_global_tokens + near[0], num_global_tokens + near[1]),
-            (True, *right),
-        ]
-        blocks.append(_block(slice(num_global_tokens + i * b, num_global_tokens + (i + 1) * b), window))
-    return _masked(blocks, mask, sparse_mask, sequence)
-
-
-def causal_blocks(inputs):
-    """The blocks of every sequence of `inputs` ([`CausalInputs`])."""
-    b, dtype = inputs.config.block_size, inputs.query.dtype
-    later = torch.full((b, b), -torch.inf, dtype=dtype, device="cpu").triu_(1)  # of one block's tokens
-    return [_causal_blocks(inputs, sequence, later) for sequence in range(len(inputs.key))]
-
-
-def _causal_blocks(inputs, sequence, later):
-    sparse_mask, mask = inputs.sparse[2], inputs.mask
-    t, p, num_global_tokens = inputs.num_tokens, inputs.num_past_sparse, inputs.num_global_tokens
-    num_global_queries = inputs.num_global_queries
-    b, s, step = inputs.config.block_size, inputs.config.sparse_block_size, inputs.step
+    (sparse_key, _, sparse_mask), mask, ahead = inputs.sparse, inputs.mask, inputs.num_blocks_ahead
+    t, num_global_tokens, num_global_queries = inputs.num_tokens, inputs.num_global_tokens, inputs.num_global_queries
+    b, s, step, m = inputs.config.block_size, inputs.config.sparse_block_size, inputs.step, sparse_key.shape[2]
     start = t - (inputs.query.shape[2] - num_global_queries)  # the first token with a query
     first, last = _bounds(mask, sequence, num_global_tokens, t)
     globals_piece = (False, 0, num_global_tokens)
-    blocks = [_block(slice(0, num_global_queries), [globals_piece])] if num_global_queries else []
-    # As in the encoder, and where there are no sparse tokens yet.
-    seen_through_sparse = mask is not None and sparse_mask is None and step > 0
+    blocks = []
+    if num_global_queries:
+        everything = (False, num_global_tokens + first, num_global_tokens + last)
+        blocks.append(_block(slice(0, num_global_queries), [globals_piece, everything] if ahead else [globals_piece]))
     some = range(max(start, first) // b, -(-last // b))
-    if inputs.config.mask_first_token:  # which hides <s> as a key: as a query it counts
+    if mask is not None and sparse_mask is None and step > 0:
+        # No block is without effect: sparse tokens are made of masked tokens too (`bos_pooling`), or not yet made.
+        some = range(start // b, -(-t // b))
+    elif not ahead and inputs.config.mask_first_token:  # which hides <s> as a key: as a query it counts
         some = range(start // b, max(some.stop, 1))
-    for i in range(start // b, -(-t // b)) if seen_through_sparse else some:
+    for i in some:
         queries = max(i * b, start), min((i + 1) * b, t)
-        near = max((i - 1) * b, first), min((i + 1) * b, last)
-        end = p + (i - 1) * step
+        near = max((i - 1) * b, first), min((i + 1 + ahead) * b, last)
+        left = inputs.num_past_sparse + (i - 1) * step
         window = [
-            (True, max(end - s, 0), max(end, 0)),
+            (True, max(left - s, 0), max(left, 0)),
             globals_piece,
             (False, num_global_tokens + near[0], num_global_tokens + near[1]),
         ]
-        own = max(near[0], i * b), near[1]  # the tokens of the block itself
         after = None
-        if own[0] < own[1] and queries[0] < own[1] - 1:
-            after = later[queries[0] - i * b : queries[1] - i * b, own[0] - i * b : own[1] - i * b]
+        if ahead:
+            right = (i + 2) * step
+            window.append((True, min(right, m), min(right + s, m)))
+        else:
+            own = max(near[0], i * b), near[1]  # the tokens of the block itself
+            if own[0] < own[1] and queries[0] < own[1] - 1:
+                after = later[queries[0] - i * b : queries[1] - i * b, own[0] - i * b : own[1] - i * b]
         shift = num_global_queries - start
         blocks.append(_block(slice(queries[0] + shift, queries[1] + shift), window)._replace(later=after))
     return _masked(blocks, mask, sparse_mask, sequence)

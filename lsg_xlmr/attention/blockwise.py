@@ -10,6 +10,7 @@ import torch
 
 from ..cpu.dropout import draw_dropout, dropout_scale, kept_elements
 from ..cpu.threads import num_parallel, run_in_parallel
+from .blocks import blocks_of_sequences
 
 
 # Pieces of work a thread has at least, so that threads end together.
@@ -20,14 +21,12 @@ VECTOR_SIZE = 16
 WAY_OUT = "Load the model with attn_implementation='eager', or call model.set_attn_implementation('eager')."
 
 
-def blockwise_attention(tensors, blocks, scaling, dropout):
+def blockwise_attention(inputs):
     """
     For CPU: no tensor is as large as `t x window`, and blocks of padding cost nothing.
 
     Args:
-        tensors: queries (`n h q d`), keys, values (`n h T d`), sparse keys and sparse values (`n h m d`).
-        blocks (list): of [`blocks_of_sequences`] or [`causal_blocks`].
-        scaling, dropout (`float`): as in [`AttentionInputs`].
+        inputs ([`AttentionInputs`] or [`CausalInputs`]).
 
     Returns:
         the context `n q h d`.
@@ -35,11 +34,13 @@ def blockwise_attention(tensors, blocks, scaling, dropout):
     Raises:
         RuntimeError: second derivatives or a transform of `torch.func` are asked for.
     """
-    if tensors[0].dtype == torch.float16:  # scores have a wider range than what they are made of
+    tensors = inputs.query, inputs.key, inputs.value, *inputs.sparse[:2]
+    is_half = inputs.query.dtype == torch.float16
+    if is_half:  # scores have a wider range than what they are made of
         tensors = [x.float() for x in tensors]
-        return blockwise_attention(tensors, blocks, scaling, dropout).half()
     try:
-        return _BlockwiseAttention.apply(*tensors, blocks, scaling, dropout)
+        context = _BlockwiseAttention.apply(*tensors, blocks_of_sequences(inputs), inputs.scaling, inputs.dropout)
+        return context.half() if is_half else context
     except RuntimeError as error:
         if "setup_context" not in str(error):
             raise
@@ -91,7 +92,9 @@ class _BlockwiseGradients(torch.autograd.Function):
 def attend(tensors, blocks, scaling, dropout):
     """
     Args:
-        tensors, blocks: as in [`blockwise_attention`].
+        tensors: queries (`n h q d`), keys, values (`n h T d`), sparse keys and sparse values (`n h m d`).
+        blocks (list): of [`blocks_of_sequences`].
+        scaling, dropout (`float`): as in [`AttentionInputs`].
 
     Returns:
         the context, by position as the queries, and what was drawn for dropout, block by block.

@@ -3,7 +3,6 @@
 
 from ..cpu.memory import keep_freed_memory
 from ..cpu.threads import runs_in_pieces
-from .blocks import blocks_of_sequences
 from .blockwise import blockwise_attention
 from .compiled import compiled_attention, is_compiled
 from .eager import eager_attention
@@ -39,8 +38,5 @@ def lsg_attention(inputs, implementation):
     if implementation == "flex_attention" and flex_attention_fits(inputs):
         return flex_attention(inputs), None
     if in_pieces:
-        sparse_key, sparse_value, sparse_mask = inputs.sparse_tokens()
-        tensors = inputs.query, inputs.key, inputs.value, sparse_key, sparse_value
-        blocks = blocks_of_sequences(inputs, sparse_key.shape[2], sparse_mask)
-        return blockwise_attention(tensors, blocks, inputs.scaling, inputs.dropout), None
+        return blockwise_attention(inputs), None
     return (compiled_attention if is_compiled(inputs.query) else windowed_attention)(inputs), None

@@ -34,11 +34,11 @@ def flex_attention(inputs):
     """
     query, key, config = inputs.query, inputs.key, inputs.config
     num_global_tokens, t = inputs.num_global_tokens, inputs.num_tokens
-    sparse_key, sparse_value, sparse_mask = inputs.sparse_tokens()
+    sparse_key, sparse_value, sparse_mask = inputs.sparse
     m = sparse_key.shape[2]
     block_mask = _block_mask(t, m, num_global_tokens, config.block_size, config.sparse_block_size, key.device)
     if inputs.mask is not None or sparse_mask is not None:
-        block_mask = _with_key_mask(block_mask, inputs.key_mask(sparse_mask, m).expand(-1, key.shape[1], -1))
+        block_mask = _with_key_mask(block_mask, inputs.key_mask().expand(-1, key.shape[1], -1))
     attention = torch_flex_attention if key.device.type == "cpu" else compile_friendly_flex_attention
     context = attention(
         query[:, :, num_global_tokens:],

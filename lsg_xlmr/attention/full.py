@@ -15,10 +15,19 @@ def full_attention(query, inputs):
         the context `n q h d`.
     """
     mask = None if inputs.mask is None else inputs.mask[:, None, None].expand(-1, -1, query.shape[2], -1)
-    context = scaled_dot_product_attention(query, inputs.key, inputs.value, mask, inputs.dropout, scale=inputs.scaling)
-    return context.transpose(1, 2)
+    return product(query, inputs.key, inputs.value, mask, inputs).transpose(1, 2)
 
 
 def with_globals(context, inputs):
     """The tokens' context (`n t h d`) with that of the global queries before it, `n T h d`."""
-    return torch.cat([full_attention(inputs.query[:, :, : inputs.num_global_tokens], inputs), context], 1)
+    parts = [x[:, :, : inputs.num_global_tokens] for x in (inputs.query, inputs.key, inputs.value)]
+    if inputs.num_blocks_ahead:
+        global_context = full_attention(parts[0], inputs)
+    else:  # they see themselves alone
+        global_context = product(*parts, None, inputs).transpose(1, 2)
+    return torch.cat([global_context, context], 1)
+
+
+def product(query, key, value, mask, inputs):
+    """`scaled_dot_product_attention` with the dropout and the scaling of `inputs`."""
+    return scaled_dot_product_attention(query, key, value, mask, inputs.dropout, scale=inputs.scaling)

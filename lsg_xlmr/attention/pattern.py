@@ -11,7 +11,7 @@ A token's query in block `i` sees the globals, the tokens of blocks `i-1, i, i+1
 2023, section 3).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -46,6 +46,7 @@ class AttentionInputs:
         dropout (`float`): probability of dropping an attention weight.
         projections (list of `torch.Tensor`, or `None`): for `sparsity_type="lsh"`, see [`lsh_projections`].
         num_padding (`int`): how many of the last positions only fill the last block, to be left out of the weights.
+        first_query (`torch.Tensor` of shape `n h 1 d`, or `None`): the first token's, where `query` has it not.
     """
 
     query: torch.Tensor
@@ -57,6 +58,15 @@ class AttentionInputs:
     dropout: float = 0.0
     projections: list[torch.Tensor] | None = None
     num_padding: int = 0
+    first_query: torch.Tensor | None = None
+    _sparse: tuple | None = field(default=None, kw_only=True)
+
+    num_blocks_ahead = 1  # that a token's query sees after its own
+    num_past_sparse = 0
+
+    def __post_init__(self):
+        if self.first_query is None:
+            self.first_query = self.query[:, :, self.num_global_tokens :][:, :, :1]
 
     @property
     def num_global_tokens(self):
@@ -69,36 +79,74 @@ class AttentionInputs:
         return self.key.shape[2] - self.num_global_tokens
 
     @property
+    def num_global_queries(self):
+        """`G`, or none where the queries are not those of all positions."""
+        return max(self.query.shape[2] - self.num_tokens, 0)
+
+    @property
+    def step(self):
+        """Sparse tokens of a block."""
+        return self.config.block_size // self.config.sparsity_factor if self.config.has_sparse_tokens else 0
+
+    @property
     def is_full(self):
         """Whether the input is so short that every query sees every key."""
         return self.num_tokens <= 2 * self.config.block_size
 
+    @property
+    def num_condensed(self):
+        """How many of the tokens, from the first on, sparse tokens are made of."""
+        return self.num_tokens
+
+    @property
+    def sparse(self):
+        """The sparse tokens that may be seen: keys and values `n h m d`, their mask `n h|1 m` or `None`."""
+        # By hand: functools.cached_property takes a lock before Python 3.12, which torch.compile cannot follow.
+        if self._sparse is None:
+            self._sparse = self._made_sparse()
+        return self._sparse
+
+    def _made_sparse(self):
+        if self.is_full:
+            return self.key[:, :, :0], self.value[:, :, :0], None
+        return self.sparse_tokens()
+
     def sparse_tokens(self, value=None):
         """
-        The sparse tokens: keys `n h m d`, values `n h m e` and their mask (`n h|1 m`, bool, `None` if none is masked).
-        `value` (`n h t e`) stands in the place of the tokens' values.
+        What the tokens are condensed to: keys `n h m d`, values `n h m e` and their mask (`n h|1 m`, bool, `None` if
+        none is masked). `value` (`n h num_condensed e`) stands in the place of the tokens' values.
         """
-        tokens = slice(self.num_global_tokens, None)
+        tokens = slice(self.num_global_tokens, self.num_global_tokens + self.num_condensed)
         key, value = self.key[:, :, tokens], self.value[:, :, tokens] if value is None else value
-        mask = None if self.mask is None else self.mask[:, tokens]
-        return self._made_sparse(key, value, mask, self.query[:, :, tokens][:, :, :1])
-
-    def _made_sparse(self, key, value, mask, first_query):
-        """The sparse tokens of these tokens, see [`sparse_tokens`]."""
         if not self.config.has_sparse_tokens or not key.shape[2]:
             return key[:, :, :0], value[:, :, :0], None
-        return sparse_tokens(key, value, mask, first_query, self.projections, self.config)
+        mask = None if self.mask is None else self.mask[:, tokens]
+        return sparse_tokens(key, value, mask, self.first_query, self.projections, self.config)
 
     def with_sparse(self, x, sparse):
         """`x` (`n h T e`) and `sparse` (`n h m e`) in the order of [`is_visible`]: `n h t+m+G e`."""
         global_part, tokens = x.tensor_split([self.num_global_tokens], dim=2)
         return torch.cat([tokens, sparse, global_part], 2)
 
-    def key_mask(self, sparse_mask, num_sparse):
+    def key_mask(self):
         """Which keys in the order of [`is_visible`] may be seen at all, `n h|1 t+m+G`."""
+        sparse_key, _, sparse_mask = self.sparse
         n, _, positions, _ = self.key.shape
         mask = self.key.new_ones(n, positions, dtype=torch.bool) if self.mask is None else self.mask
         if sparse_mask is None:
-            sparse_mask = self.key.new_ones(n, 1, num_sparse, dtype=torch.bool)
+            sparse_mask = self.key.new_ones(n, 1, sparse_key.shape[2], dtype=torch.bool)
         mask = mask[:, None, :, None].expand(-1, sparse_mask.shape[1], -1, -1)
         return self.with_sparse(mask, sparse_mask[..., None]).squeeze(-1)
+
+    def visible(self):
+        """Which query sees which key in the order of [`is_visible`], `n|1 h|1 q t+m+G` (bool)."""
+        (sparse_key, _, sparse_mask), t = self.sparse, self.num_tokens
+        q = torch.arange(t - self.query.shape[2], t, device=self.key.device)
+        k = torch.arange(self.key.shape[2] + sparse_key.shape[2], device=self.key.device)
+        visible = self._pattern(q[:, None], k, sparse_key.shape[2])[None, None]
+        return visible if self.mask is None and sparse_mask is None else visible & self.key_mask()[:, :, None]
+
+    def _pattern(self, q, k, m):
+        t, config = self.num_tokens, self.config
+        of_token = is_visible(q, k, t, m, config.block_size, config.sparse_block_size)
+        return torch.where(q < 0, (k < t) | (k >= t + m), of_token)

@@ -81,7 +81,7 @@ class LSGCacheLayer(DynamicLayer):
     def forget(self, inputs):
         """Keep of the tokens of `inputs` ([`CausalInputs`]) what later ones may see."""
         prefix = self.config.num_global_tokens
-        kept = [prefix, prefix + inputs.num_forgotten]
+        kept = [prefix, prefix + inputs.num_condensed]
         self.keys, self.values = (self._without(x, *kept) for x in (self.keys, self.values))
         last = -self.config.sparse_block_size or None
         self.sparse = tuple(x if x is None or not x.shape[2] else x[:, :, last:] for x in inputs.sparse)

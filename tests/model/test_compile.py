@@ -143,7 +143,7 @@ def test_the_compiled_graph_has_one_operator_a_layer(tiny_config):
     function = torch.compile(model, backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True)
     with torch.no_grad():
         function(**batch(2, 40))
-    operators = [node for node in graphs[0].graph.nodes if "compiled_attention" in str(node.target)]
+    operators = [node for node in graphs[0].graph.nodes if "attention_compiled" in str(node.target)]
     assert len(graphs) == 1 and len(operators) == 2
 
 
