@@ -1,6 +1,35 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
 # Made from the files of lsg_xlmr/ by `python lsg_xlmr/conversion/drop_in.py .`: edit those, not this one.
-"""XLM-RoBERTa with LSG attention, in one file."""
+"""
+XLM-RoBERTa with LSG attention, in one file.
+
+ line  section                         what it is
+   97  attention/pattern               The LSG pattern, and what every implementation of it is given
+  242  attention/causal_pattern        The causal LSG pattern, and what its implementations are given
+  311  attention/sparsity              The sparse tokens of LSG attention, made in six ways
+  488  attention/encoder_attention     LSG attention of an encoder
+  523  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
+  556  attention/eager                 LSG attention by its definition
+  595  attention/full                  Attention of the queries that see every key
+  627  attention/windowed              LSG attention by `scaled_dot_product_attention`
+  679  attention/flex                  LSG attention by torch's FlexAttention
+  749  attention/blocks                Which products LSG attention consists of, block by block
+  870  attention/blockwise             LSG attention one block of queries at a time, with its backward
+ 1103  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
+ 1225  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
+ 1367  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 1422  cpu/memory                      Memory on CPU that is used again
+ 1440  model/checks                    What the inputs of a model must be, said before torch fails within
+ 1541  model/cache                     What causal LSG attention keeps of the tokens before
+ 1651  model/embeddings                XLM-RoBERTa's embeddings with the global tokens before them
+ 1720  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 1966  model/labels                    What the labels of each head must be
+ 2082  model/losses                    Losses of a batch that comes in parts
+ 2136  model/lazy_logits               Logits of a large vocabulary, computed only at the positions that are looked at
+ 2223  model/trained_rows              An embedding of which the first rows alone are trained
+ 2257  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 2564  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+"""
 
 import os
 import re
@@ -65,219 +94,222 @@ from .configuration_lsg import (
 )
 
 
-# Memory on CPU that is used again. Fresh memory comes page by page, each a fault.
-
-
-# Larger blocks glibc's malloc takes from the system each time, and gives back when they are freed.
-LARGEST_REUSED_BYTES = 2**25 - 2**16
-
-
-@lru_cache
-def keep_freed_memory():
-    """
-    Let every layer use the memory of the one before; once a process is enough. glibc's malloc keeps freed memory only
-    up to twice the largest block it has seen freed (mallopt(3), `M_MMAP_THRESHOLD`): so it is shown the largest that
-    counts, which is never written to and so costs no memory. Elsewhere this does nothing.
-    """
-    torch.empty(LARGEST_REUSED_BYTES, dtype=torch.uint8, device="cpu")
-
-
-# Work on CPU in pieces, several at a time, each on one thread.
+# ==== attention/pattern ==============================================================================================
+# The LSG pattern, and what every implementation of it is given.
 #
-# Torch's own way is the other one: every operation is cut into as many parts as there are threads, and waits for the
-# slowest. Beside another program one part is late at every operation; a whole piece is late once, and meanwhile the
-# other threads take more pieces. The two do not mix: after an operation in parts torch's threads go on spinning for
-# some milliseconds, and take the cores from ours. So a whole encoder runs on threads of ours.
+# Shapes, here and in the implementations: `n` batch, `h` heads, `d` head size, `G = config.num_global_tokens`, `t`
+# tokens (a multiple of `b = config.block_size`), `T = G + t` positions (globals first), `m = t/f` sparse tokens,
+# `step = b/f` of them per block, `s = config.sparse_block_size`, `w` keys in a window.
+#
+# A token's query in block `i` sees the globals, the tokens of blocks `i-1, i, i+1`, the `s` sparse tokens before
+# `(i-1)*step` and the `s` from `(i+2)*step` on; a global query sees every global and token (Condevaux & Harispe, PAKDD
+# 2023, section 3).
 
 
-# Where a loop over pieces is no slower than one big operation, and spares its memory.
-PIECEWISE_DEVICES = ("cpu",)
-# In a piece on one thread, and in one whose operations all threads share.
-POSITIONS, POSITIONS_SHARED = 256, 1024
-
-
-def runs_in_pieces(x):
-    """Whether work on `x` (`torch.Tensor`) is best done piece by piece."""
-    return x.device.type in PIECEWISE_DEVICES and not is_tracing(x)
-
-
-def has_own_threads(x):
+def is_visible(q, k, t, m, block_size, sparse_block_size):
     """
-    Whether work on `x` (`torch.Tensor`) may leave the caller's thread: not where gradients or autocast, a transform of
-    `torch.func` or a dispatch mode hold for that thread, nor where it has only one to work on.
+    The LSG pattern of one token query: whether the query at token index `q` sees the key at index `k` of
+    `[tokens | sparse tokens | globals]`. Any broadcastable integer tensors will do.
     """
-    return (
-        runs_in_pieces(x)
-        and torch.get_num_threads() > 1
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._len_torch_dispatch_stack() == 0
-    )
+    step = m * block_size // t
+    block, sparse = q // block_size, k - t
+    left, right = (block - 1) * step, (block + 2) * step
+    is_local = (k < t) & ((k // block_size - block).abs() <= 1)
+    is_left = (sparse >= left - sparse_block_size) & (sparse < left)
+    is_right = (sparse >= right) & (sparse < right + sparse_block_size)
+    return is_local | ((sparse >= 0) & (sparse < m) & (is_left | is_right)) | (sparse >= m)
 
 
-def run_on_own_threads(function, *args, **kwargs):
+@dataclass
+class AttentionInputs:
     """
-    `function(*args, **kwargs)` without gradients, on a thread of ours whose torch operations are not cut into parts.
-    [`run_in_parallel`] within it has as many threads as torch would use here.
-    """
-    pool, inference_mode = _thread_pool(torch.get_num_threads()), torch.is_inference_mode_enabled()
-    return pool.submit(copy_context().run, _without_gradients, inference_mode, function, args, kwargs).result()
-
-
-def run_in_parallel(function, pieces):
-    """
-    Call `function(piece)` for every one of `pieces` (a list). No two calls may write to the same memory: within
-    [`run_on_own_threads`] several run at a time, elsewhere one after the other.
-    """
-    pool = getattr(_own, "pool", None)
-    if pool is None:
-        for piece in pieces:
-            function(piece)
-        return
-    queue = deque(pieces)
-
-    def work():
-        while queue:
-            try:
-                piece = queue.popleft()
-            except IndexError:  # another thread was quicker
-                return
-            function(piece)
-
-    mode = torch.is_inference_mode_enabled()
-    num_helpers = min(num_parallel(), len(pieces)) - 1
-    helpers = [pool.submit(_without_gradients, mode, work, (), {}) for _ in range(num_helpers)]
-    try:
-        work()
-    finally:
-        queue.clear()
-        for helper in helpers:
-            # One that has not begun is not waited for: all threads may be at other callers' work.
-            if not helper.cancel():
-                helper.result()
-
-
-def num_parallel():
-    """How many pieces [`run_in_parallel`] works on at a time here."""
-    return getattr(_own, "num_threads", 1)
-
-
-def in_pieces(function, modules, *states, num_results=1):
-    """
-    `function` of `states` (each `(batch_size, length, hidden_size)`), which treats every position by itself and gives
-    a tuple of `num_results` more such tensors. On CPU and without gradients, some positions at a time, unless one of
-    the `modules` that it calls has hooks, which are to see the whole, or is in train mode, where random numbers are
-    drawn in turn, or autocast chooses the results' dtype.
-    """
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not runs_in_pieces(states[0]):
-        return function(*states)
-    num_positions, num_threads = states[0].shape[:2].numel(), num_parallel()
-    size = POSITIONS_SHARED if num_threads == 1 else POSITIONS
-    num_pieces = max(1, round(num_positions / (size * num_threads))) * num_threads
-    if num_pieces == 1 or any(map(_is_watched, modules)):
-        return function(*states)
-    results = [torch.empty_like(states[0], memory_format=torch.contiguous_format) for _ in range(num_results)]
-
-    def run(piece):
-        for result, value in zip(piece[len(states) :], function(*piece[: len(states)])):
-            result.copy_(value)
-
-    run_in_parallel(run, list(zip(*(x.flatten(0, 1).tensor_split(num_pieces) for x in (*states, *results)))))
-    return results
-
-
-_own = threading.local()  # set in threads of ours: their pool and its size
-
-
-@lru_cache
-def _thread_pool(num_threads):
-    """`num_threads` threads on which torch's operations are not cut into parts."""
-    all_started = threading.Barrier(num_threads)
-
-    def start():
-        torch.get_num_threads()  # the first call in a thread sets the number to the default
-        torch.set_num_threads(1)
-        _own.pool, _own.num_threads = pool, num_threads
-
-    pool = ThreadPoolExecutor(num_threads, "lsg", start)
-    list(pool.map(lambda _: all_started.wait(), range(num_threads)))
-    torch.set_num_threads(num_threads)  # `start` has changed the default of threads to come, too
-    return pool
-
-
-if hasattr(os, "register_at_fork"):  # where processes fork: the child has none of its parent's threads
-    os.register_at_fork(after_in_child=_thread_pool.cache_clear)
-
-
-def _without_gradients(inference_mode, function, args, kwargs):
-    """Both modes are a thread's own, and ours begin with gradients."""
-    with torch.inference_mode(inference_mode), torch.no_grad():
-        return function(*args, **kwargs)
-
-
-def _is_watched(module):
-    """Whether `module` (`nn.Module`) is in train mode, or has hooks or a `forward` other than its class's in it."""
-    return module.training or any(
-        m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in module.modules()
-    )
-
-
-# Dropout on CPU that spends one random byte an element: ten times quicker than `bernoulli_`.
-
-
-# Below, torch's own dropout is quicker.
-MIN_ELEMENTS = 2**13
-
-
-def dropout_scale(probability):
-    """What the elements that are kept are multiplied by to leave the mean as it was; 0 if none is kept."""
-    return 1 / (1 - probability) if probability < 1 else 0.0
-
-
-def draw_dropout(shape, probability):
-    """
-    What to drop, by torch's default CPU generator.
-
-    A byte alone allows multiples of 1/256: so each row (of the last dimension) draws its threshold from the two next
-    to `256 * probability`, with that as their mean, and every element is dropped with exactly `probability`.
+    What one layer's attention works on.
 
     Args:
-        shape (`torch.Size`): of what is dropped from.
-        probability (`float`): of dropping.
-
-    Returns:
-        random bytes of `shape` (`torch.uint8`) and thresholds of shape `(*shape[:-1], 1)` (`torch.float32`), for
-        [`kept_elements`].
+        query, key, value (`torch.Tensor` of shape `n h T d`): globals first; `t <= 2*b`, or a multiple of `b`.
+        mask (`torch.BoolTensor` of shape `n T`, or `None`): `True` where a key may be seen.
+        config ([`LSGConfig`]).
+        scaling (`float`): what scores are multiplied by.
+        dropout (`float`): probability of dropping an attention weight.
+        projections (list of `torch.Tensor`, or `None`): for `sparsity_type="lsh"`, see [`lsh_projections`].
+        num_padding (`int`): how many of the last positions only fill the last block, to be left out of the weights.
+        first_query (`torch.Tensor` of shape `n h 1 d`, or `None`): the first token's, where `query` has it not.
     """
-    size = shape.numel()
-    random = torch.empty(-(-size // 8), dtype=torch.int64, device="cpu").random_(-(2**63), None)
-    thresholds = torch.rand(*shape[:-1], 1, dtype=torch.float32, device="cpu").add_(256 * probability).floor_()
-    return random.view(torch.uint8)[:size].view(shape), thresholds
 
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None
+    config: LSGConfig
+    scaling: float
+    dropout: float = 0.0
+    projections: list[torch.Tensor] | None = None
+    num_padding: int = 0
+    first_query: torch.Tensor | None = None
+    _sparse: tuple | None = field(default=None, kw_only=True)
 
-def kept_elements(random, thresholds, out):
-    """`out` (of the shape of `random`, any floating dtype) filled with 1 where an element is kept, else 0."""
-    return out.copy_(random).ge_(thresholds)
+    num_blocks_ahead = 1  # that a token's query sees after its own
+    num_past_sparse = 0
 
+    def __post_init__(self):
+        if self.first_query is None:
+            self.first_query = self.query[:, :, self.num_global_tokens :][:, :, :1]
 
-class LSGDropout(nn.Dropout):
-    """torch's dropout, drawn several times quicker on CPU; see [`draw_dropout`]."""
+    @property
+    def num_global_tokens(self):
+        """`G`."""
+        return self.config.num_global_tokens
 
-    def forward(self, input):
+    @property
+    def num_tokens(self):
+        """`t`."""
+        return self.key.shape[2] - self.num_global_tokens
+
+    @property
+    def num_global_queries(self):
+        """`G`, or none where the queries are not those of all positions."""
+        return max(self.query.shape[2] - self.num_tokens, 0)
+
+    @property
+    def step(self):
+        """Sparse tokens of a block."""
+        return self.config.block_size // self.config.sparsity_factor if self.config.has_sparse_tokens else 0
+
+    @property
+    def is_full(self):
+        """Whether the input is so short that every query sees every key."""
+        return self.num_tokens <= 2 * self.config.block_size
+
+    @property
+    def num_condensed(self):
+        """How many of the tokens, from the first on, sparse tokens are made of."""
+        return self.num_tokens
+
+    @property
+    def sparse(self):
+        """The sparse tokens that may be seen: keys and values `n h m d`, their mask `n h|1 m` or `None`."""
+        # By hand: functools.cached_property takes a lock before Python 3.12, which torch.compile cannot follow.
+        if self._sparse is None:
+            self._sparse = self._made_sparse()
+        return self._sparse
+
+    def _made_sparse(self):
+        if self.is_full:
+            return self.key[:, :, :0], self.value[:, :, :0], None
+        return self.sparse_tokens()
+
+    def sparse_tokens(self, value=None):
         """
-        Args:
-            input (`torch.Tensor`): of any shape and floating dtype.
+        What the tokens are condensed to: keys `n h m d`, values `n h m e` and their mask (`n h|1 m`, bool, `None` if
+        none is masked). `value` (`n h num_condensed e`) stands in the place of the tokens' values.
         """
-        # The size is asked last: traced, it would tie the graph to it.
-        if not self.training or self.p == 0 or not runs_in_pieces(input) or input.numel() < MIN_ELEMENTS:
-            return super().forward(input)
-        kept = torch.empty_like(input, memory_format=torch.contiguous_format)
-        kept_elements(*draw_dropout(input.shape, self.p), kept)
-        return input * kept.mul_(dropout_scale(self.p))
+        tokens = slice(self.num_global_tokens, self.num_global_tokens + self.num_condensed)
+        key, value = self.key[:, :, tokens], self.value[:, :, tokens] if value is None else value
+        if not self.config.has_sparse_tokens or not key.shape[2]:
+            return key[:, :, :0], value[:, :, :0], None
+        mask = None if self.mask is None else self.mask[:, tokens]
+        return sparse_tokens(key, value, mask, self.first_query, self.projections, self.config)
+
+    def with_sparse(self, x, sparse):
+        """`x` (`n h T e`) and `sparse` (`n h m e`) in the order of [`is_visible`]: `n h t+m+G e`."""
+        global_part, tokens = x.tensor_split([self.num_global_tokens], dim=2)
+        return torch.cat([tokens, sparse, global_part], 2)
+
+    def key_mask(self):
+        """Which keys in the order of [`is_visible`] may be seen at all, `n h|1 t+m+G`."""
+        sparse_key, _, sparse_mask = self.sparse
+        n, _, positions, _ = self.key.shape
+        mask = self.key.new_ones(n, positions, dtype=torch.bool) if self.mask is None else self.mask
+        if sparse_mask is None:
+            sparse_mask = self.key.new_ones(n, 1, sparse_key.shape[2], dtype=torch.bool)
+        mask = mask[:, None, :, None].expand(-1, sparse_mask.shape[1], -1, -1)
+        return self.with_sparse(mask, sparse_mask[..., None]).squeeze(-1)
+
+    def visible(self):
+        """Which query sees which key in the order of [`is_visible`], `n|1 h|1 q t+m+G` (bool)."""
+        (sparse_key, _, sparse_mask), t = self.sparse, self.num_tokens
+        q = torch.arange(t - self.query.shape[2], t, device=self.key.device)
+        k = torch.arange(self.key.shape[2] + sparse_key.shape[2], device=self.key.device)
+        visible = self._pattern(q[:, None], k, sparse_key.shape[2])[None, None]
+        return visible if self.mask is None and sparse_mask is None else visible & self.key_mask()[:, :, None]
+
+    def _pattern(self, q, k, m):
+        t, config = self.num_tokens, self.config
+        of_token = is_visible(q, k, t, m, config.block_size, config.sparse_block_size)
+        return torch.where(q < 0, (k < t) | (k >= t + m), of_token)
 
 
-# The sparse tokens of LSG attention, made in six ways (Condevaux & Harispe, PAKDD 2023, section 3.2).
+# ==== attention/causal_pattern =======================================================================================
+# The causal LSG pattern, and what its implementations are given. Shapes are those of `pattern.py`.
+#
+# A token's query in block `i` sees the globals, the tokens of blocks `i-1` and `i` up to itself, and the `s` sparse
+# tokens before `(i-1)*step`, which are made of complete blocks. A global query sees the globals alone: they are a
+# prefix that depends on no token, and so tells none about a later one.
+#
+# Tokens that no later query sees may be missing, a whole number of blocks of them: tokens and blocks are counted from
+# the first that is there, and `p` is how many of the sparse tokens came before it.
+
+
+def is_visible_causally(q, k, t, m, p, step, block_size, sparse_block_size):
+    """
+    Whether the query at token index `q` (a global's is below 0) sees the key at index `k` of
+    `[tokens | sparse tokens | globals]`. Any broadcastable integer tensors will do.
+    """
+    block = q // block_size
+    is_local = (k < t) & (k <= q) & (k // block_size >= block - 1)
+    sparse, end = k - t, p + (block - 1) * step
+    return is_local | ((sparse >= 0) & (sparse >= end - sparse_block_size) & (sparse < end)) | (sparse >= m)
+
+
+@dataclass
+class CausalInputs(AttentionInputs):
+    """
+    What one layer's causal attention works on: [`AttentionInputs`] of any length `t`, whose queries are those of the
+    last positions.
+
+    Args:
+        past (tuple, or `None`): the sparse tokens (as `sparse` gives them) of the tokens that are missing.
+    """
+
+    past: tuple | None = None
+
+    num_blocks_ahead = 0
+
+    @property
+    def num_past_sparse(self):
+        """`p`."""
+        return 0 if self.past is None else self.past[0].shape[2]
+
+    @property
+    def num_condensed(self):
+        """How many of the tokens no query after these sees: they live on in the sparse ones."""
+        return max(self.num_tokens // self.config.block_size - 1, 0) * self.config.block_size
+
+    def _made_sparse(self):
+        """The sparse tokens, those of the past first."""
+        made = self.sparse_tokens()
+        if self.past is None:
+            return made
+        (past_key, past_value, past_mask), (key, value, mask) = self.past, made
+        if past_mask is not None or mask is not None:
+            heads = max(x.shape[1] for x in (past_mask, mask) if x is not None)
+            masks = [
+                self.key.new_ones(key.shape[0], heads, sparse_key.shape[2], dtype=torch.bool)
+                if x is None
+                else x.expand(-1, heads, -1)
+                for x, sparse_key in ((past_mask, past_key), (mask, key))
+            ]
+            mask = torch.cat(masks, 2)
+        return torch.cat([past_key, key], 2), torch.cat([past_value, value], 2), mask
+
+    def _pattern(self, q, k, m):
+        config = self.config
+        sizes = self.num_past_sparse, self.step, config.block_size, config.sparse_block_size
+        return is_visible_causally(q, k, self.num_tokens, m, *sizes)
+
+
+# ==== attention/sparsity =============================================================================================
+# The sparse tokens of LSG attention, made in six ways: Condevaux & Harispe, PAKDD 2023, section 3.2.
 #
 # The six functions share one signature. Shapes: `n` batch, `h` heads, `t` tokens (a multiple of `config.block_size`),
 # `d` head size, `e` value size, `f = config.sparsity_factor`.
@@ -453,150 +485,75 @@ def _cluster_sums(x, cluster, size):
     return sums.scatter_add(-2, cluster[..., None].expand(x.shape), x)
 
 
-# The LSG pattern, and what every implementation of it is given.
-#
-# Shapes, here and in the implementations: `n` batch, `h` heads, `d` head size, `G = config.num_global_tokens`, `t`
-# tokens (a multiple of `b = config.block_size`), `T = G + t` positions (globals first), `m = t/f` sparse tokens,
-# `step = b/f` of them per block, `s = config.sparse_block_size`, `w` keys in a window.
-#
-# A token's query in block `i` sees the globals, the tokens of blocks `i-1, i, i+1`, the `s` sparse tokens before
-# `(i-1)*step` and the `s` from `(i+2)*step` on; a global query sees every global and token (Condevaux & Harispe, PAKDD
-# 2023, section 3).
+# ==== attention/encoder_attention ====================================================================================
+# LSG attention of an encoder: from queries, keys, values and a mask to the context, by several implementations.
 
 
-def is_visible(q, k, t, m, block_size, sparse_block_size):
+IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention")
+
+
+def lsg_attention(inputs, implementation):
     """
-    The LSG pattern of one token query: whether the query at token index `q` sees the key at index `k` of
-    `[tokens | sparse tokens | globals]`. Any broadcastable integer tensors will do.
-    """
-    step = m * block_size // t
-    block, sparse = q // block_size, k - t
-    left, right = (block - 1) * step, (block + 2) * step
-    is_local = (k < t) & ((k // block_size - block).abs() <= 1)
-    is_left = (sparse >= left - sparse_block_size) & (sparse < left)
-    is_right = (sparse >= right) & (sparse < right + sparse_block_size)
-    return is_local | ((sparse >= 0) & (sparse < m) & (is_left | is_right)) | (sparse >= m)
-
-
-@dataclass
-class AttentionInputs:
-    """
-    What one layer's attention works on.
+    All implementations give the same numbers.
 
     Args:
-        query, key, value (`torch.Tensor` of shape `n h T d`): globals first; `t <= 2*b`, or a multiple of `b`.
-        mask (`torch.BoolTensor` of shape `n T`, or `None`): `True` where a key may be seen.
-        config ([`LSGConfig`]).
-        scaling (`float`): what scores are multiplied by.
-        dropout (`float`): probability of dropping an attention weight.
-        projections (list of `torch.Tensor`, or `None`): for `sparsity_type="lsh"`, see [`lsh_projections`].
-        num_padding (`int`): how many of the last positions only fill the last block, to be left out of the weights.
-        first_query (`torch.Tensor` of shape `n h 1 d`, or `None`): the first token's, where `query` has it not.
+        inputs ([`AttentionInputs`]).
+        implementation (`str`): `"eager"`; `"sdpa"`: block by block on CPU, elsewhere (and when traced or compiled)
+            `scaled_dot_product_attention` on all windows at once; `"flex_attention"`, for which `"sdpa"` stands in
+            where it has no fused kernel: off CUDA, with dropout, and for heads smaller than 16.
+
+    Returns:
+        the context `n T h d` and, from `"eager"`, the attention weights `n h T-num_padding T-num_padding` (otherwise
+        `None`). The rows of queries that are masked themselves carry no meaning.
     """
-
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    mask: torch.Tensor | None
-    config: LSGConfig
-    scaling: float
-    dropout: float = 0.0
-    projections: list[torch.Tensor] | None = None
-    num_padding: int = 0
-    first_query: torch.Tensor | None = None
-    _sparse: tuple | None = field(default=None, kw_only=True)
-
-    num_blocks_ahead = 1  # that a token's query sees after its own
-    num_past_sparse = 0
-
-    def __post_init__(self):
-        if self.first_query is None:
-            self.first_query = self.query[:, :, self.num_global_tokens :][:, :, :1]
-
-    @property
-    def num_global_tokens(self):
-        """`G`."""
-        return self.config.num_global_tokens
-
-    @property
-    def num_tokens(self):
-        """`t`."""
-        return self.key.shape[2] - self.num_global_tokens
-
-    @property
-    def num_global_queries(self):
-        """`G`, or none where the queries are not those of all positions."""
-        return max(self.query.shape[2] - self.num_tokens, 0)
-
-    @property
-    def step(self):
-        """Sparse tokens of a block."""
-        return self.config.block_size // self.config.sparsity_factor if self.config.has_sparse_tokens else 0
-
-    @property
-    def is_full(self):
-        """Whether the input is so short that every query sees every key."""
-        return self.num_tokens <= 2 * self.config.block_size
-
-    @property
-    def num_condensed(self):
-        """How many of the tokens, from the first on, sparse tokens are made of."""
-        return self.num_tokens
-
-    @property
-    def sparse(self):
-        """The sparse tokens that may be seen: keys and values `n h m d`, their mask `n h|1 m` or `None`."""
-        # By hand: functools.cached_property takes a lock before Python 3.12, which torch.compile cannot follow.
-        if self._sparse is None:
-            self._sparse = self._made_sparse()
-        return self._sparse
-
-    def _made_sparse(self):
-        if self.is_full:
-            return self.key[:, :, :0], self.value[:, :, :0], None
-        return self.sparse_tokens()
-
-    def sparse_tokens(self, value=None):
-        """
-        What the tokens are condensed to: keys `n h m d`, values `n h m e` and their mask (`n h|1 m`, bool, `None` if
-        none is masked). `value` (`n h num_condensed e`) stands in the place of the tokens' values.
-        """
-        tokens = slice(self.num_global_tokens, self.num_global_tokens + self.num_condensed)
-        key, value = self.key[:, :, tokens], self.value[:, :, tokens] if value is None else value
-        if not self.config.has_sparse_tokens or not key.shape[2]:
-            return key[:, :, :0], value[:, :, :0], None
-        mask = None if self.mask is None else self.mask[:, tokens]
-        return sparse_tokens(key, value, mask, self.first_query, self.projections, self.config)
-
-    def with_sparse(self, x, sparse):
-        """`x` (`n h T e`) and `sparse` (`n h m e`) in the order of [`is_visible`]: `n h t+m+G e`."""
-        global_part, tokens = x.tensor_split([self.num_global_tokens], dim=2)
-        return torch.cat([tokens, sparse, global_part], 2)
-
-    def key_mask(self):
-        """Which keys in the order of [`is_visible`] may be seen at all, `n h|1 t+m+G`."""
-        sparse_key, _, sparse_mask = self.sparse
-        n, _, positions, _ = self.key.shape
-        mask = self.key.new_ones(n, positions, dtype=torch.bool) if self.mask is None else self.mask
-        if sparse_mask is None:
-            sparse_mask = self.key.new_ones(n, 1, sparse_key.shape[2], dtype=torch.bool)
-        mask = mask[:, None, :, None].expand(-1, sparse_mask.shape[1], -1, -1)
-        return self.with_sparse(mask, sparse_mask[..., None]).squeeze(-1)
-
-    def visible(self):
-        """Which query sees which key in the order of [`is_visible`], `n|1 h|1 q t+m+G` (bool)."""
-        (sparse_key, _, sparse_mask), t = self.sparse, self.num_tokens
-        q = torch.arange(t - self.query.shape[2], t, device=self.key.device)
-        k = torch.arange(self.key.shape[2] + sparse_key.shape[2], device=self.key.device)
-        visible = self._pattern(q[:, None], k, sparse_key.shape[2])[None, None]
-        return visible if self.mask is None and sparse_mask is None else visible & self.key_mask()[:, :, None]
-
-    def _pattern(self, q, k, m):
-        t, config = self.num_tokens, self.config
-        of_token = is_visible(q, k, t, m, config.block_size, config.sparse_block_size)
-        return torch.where(q < 0, (k < t) | (k >= t + m), of_token)
+    in_pieces = runs_in_pieces(inputs.query)
+    if in_pieces:
+        keep_freed_memory()
+    if implementation == "eager":
+        return eager_attention(inputs)
+    if inputs.is_full:
+        return full_attention(inputs.query, inputs), None
+    if implementation == "flex_attention" and flex_attention_fits(inputs):
+        return flex_attention(inputs), None
+    if in_pieces:
+        return blockwise_attention(inputs), None
+    return (compiled_attention if is_compiled(inputs.query) else windowed_attention)(inputs), None
 
 
+# ==== attention/causal_attention =====================================================================================
+# LSG attention of a decoder, which is causal, with and without a cache.
+
+
+def causal_attention(inputs, implementation):
+    """
+    All implementations give the same numbers.
+
+    Args:
+        inputs ([`CausalInputs`]).
+        implementation (`str`): `"eager"`, dense by the definition; others: block by block on CPU, elsewhere (and when
+            traced or compiled) `scaled_dot_product_attention` on all windows at once, or, after a cache and for short
+            inputs, on all keys that are there.
+
+    Returns:
+        the context `n q h d` and, from `"eager"` without tokens that are missing, the attention weights `n h q T`
+        (otherwise `None`). The rows of queries that are masked themselves carry no meaning.
+    """
+    if implementation == "eager":
+        if inputs.past is None:
+            return eager_attention(inputs)
+        # Of missing tokens nobody could say what they weigh.
+        weights = apply_dropout(dense_weights(inputs), inputs.dropout)
+        return (weights @ inputs.with_sparse(inputs.value, inputs.sparse[1])).transpose(1, 2), None
+    if runs_in_pieces(inputs.query):
+        keep_freed_memory()
+        return blockwise_attention(inputs), None
+    if inputs.num_global_queries and not inputs.is_full:
+        return windowed_attention(inputs), None
+    keys, values = (inputs.with_sparse(*x) for x in zip((inputs.key, inputs.value), inputs.sparse))
+    return product(inputs.query, keys, values, inputs.visible(), inputs).transpose(1, 2), None
+
+
+# ==== attention/eager ================================================================================================
 # LSG attention by its definition: dense and simple, the only implementation that returns attention weights.
 
 
@@ -635,6 +592,7 @@ def dense_weights(inputs):
     return scores.masked_fill(~inputs.visible(), -torch.inf).softmax(-1)
 
 
+# ==== attention/full =================================================================================================
 # Attention of the queries that see every key: the global tokens', and all of an input of up to two blocks.
 
 
@@ -666,7 +624,8 @@ def product(query, key, value, mask, inputs):
     return scaled_dot_product_attention(query, key, value, mask, inputs.dropout, scale=inputs.scaling)
 
 
-# LSG attention by `scaled_dot_product_attention` on all windows at once, each block's gathered into one tensor.
+# ==== attention/windowed =============================================================================================
+# LSG attention by `scaled_dot_product_attention`: all windows at once, each block's gathered into one tensor.
 
 
 def windowed_attention(inputs):
@@ -717,7 +676,8 @@ def _num_blocks(inputs):
     return -(-inputs.num_tokens // inputs.config.block_size)
 
 
-# LSG attention by `torch.nn.attention.flex_attention` over `[tokens | sparse | globals]`, without windows.
+# ==== attention/flex =================================================================================================
+# LSG attention by torch's FlexAttention: over `[tokens | sparse | globals]`, without windows.
 
 
 # Where FlexAttention is compiled to a fused kernel; elsewhere it would materialize all scores.
@@ -786,6 +746,7 @@ def _with_key_mask(block_mask, key_mask):
     )
 
 
+# ==== attention/blocks ===============================================================================================
 # Which products LSG attention consists of, block by block: of each sequence a list of [`Block`]. Shapes are those of
 # `pattern.py`.
 
@@ -865,17 +826,12 @@ def _blocks(inputs, sequence, later):
                 after = later[queries[0] - i * b : queries[1] - i * b, own[0] - i * b : own[1] - i * b]
         shift = num_global_queries - start
         blocks.append(_block(slice(queries[0] + shift, queries[1] + shift), window)._replace(later=after))
-    return _masked(blocks, mask, sparse_mask, sequence)
+    blocks.sort(key=lambda block: block.num_weights, reverse=True)
+    return [block._replace(key_mask=_window_mask(mask, sparse_mask, sequence, block.window)) for block in blocks]
 
 
 def _block(queries, window):
     return Block(queries, _joined(piece for piece in window if piece[1] < piece[2]))
-
-
-def _masked(blocks, mask, sparse_mask, sequence):
-    """`blocks` with the masks of their windows, those of the most weights first."""
-    blocks = sorted(blocks, key=lambda block: block.num_weights, reverse=True)
-    return [block._replace(key_mask=_window_mask(mask, sparse_mask, sequence, block.window)) for block in blocks]
 
 
 def _joined(window):
@@ -911,6 +867,7 @@ def _window_mask(mask, sparse_mask, sequence, window):
     return None if window_mask.all() else window_mask
 
 
+# ==== attention/blockwise ============================================================================================
 # LSG attention one block of queries at a time, with its backward: the block's window of keys is gathered in a buffer
 # that stays in cache. Blocks are shared out among threads, each of which works on its own.
 
@@ -1143,6 +1100,7 @@ def _block_weights(buffers, query, keys, block, scaling):
     return torch.softmax(scores, -1, out=scores)
 
 
+# ==== attention/compiled =============================================================================================
 # LSG attention block by block as one operator in the graphs of `torch.compile`: the compiler sees no loop, so that a
 # graph is short, holds for any number of blocks, and runs the code of `blockwise.py` as it is.
 
@@ -1159,7 +1117,6 @@ def _free_namespace():
 
 
 NAMESPACE = _free_namespace()
-SIZES = ("num_global_tokens", "block_size", "sparse_block_size", "sparsity_factor")  # of the configuration
 
 
 def is_compiled(x):
@@ -1179,10 +1136,11 @@ def compiled_attention(inputs):
     sparse_key, sparse_value, sparse_mask = inputs.sparse
     # What is dropped is drawn again in the backward pass, from its seed.
     seed = torch.randint(2**62, (1,)) if inputs.dropout > 0 else None
+    config = inputs.config
     return _attention_operator(
         *(inputs.query, inputs.key, inputs.value, sparse_key, sparse_value),
         *(inputs.mask, sparse_mask, seed),
-        [getattr(inputs.config, name) for name in SIZES],
+        [config.num_global_tokens, config.block_size, config.sparse_block_size, config.sparsity_factor],
         inputs.scaling,
         inputs.dropout,
     )
@@ -1244,7 +1202,8 @@ _attention_operator.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _operator_blocks(tensors, mask, sparse_mask, sizes):
-    config = SimpleNamespace(**dict(zip(SIZES, sizes)), has_sparse_tokens=tensors[3].shape[2] > 0)
+    names = "num_global_tokens", "block_size", "sparse_block_size", "sparsity_factor"
+    config = SimpleNamespace(**dict(zip(names, sizes)), has_sparse_tokens=tensors[3].shape[2] > 0)
     return blocks_of_sequences(AttentionInputs(*tensors[:3], mask, config, 1.0, _sparse=(*tensors[3:], sparse_mask)))
 
 
@@ -1263,140 +1222,323 @@ def _is_exporting():
     return getattr(torch.compiler, "is_exporting", lambda: False)()  # since torch 2.7
 
 
-# The LSG product: from queries, keys, values and a mask to the context, by one of several implementations.
+# ==== cpu/threads ====================================================================================================
+# Work on CPU in pieces, several at a time, each on one thread.
+#
+# Torch's own way is the other one: every operation is cut into as many parts as there are threads, and waits for the
+# slowest. Beside another program one part is late at every operation; a whole piece is late once, and meanwhile the
+# other threads take more pieces. The two do not mix: after an operation in parts torch's threads go on spinning for
+# some milliseconds, and take the cores from ours. So a whole encoder runs on threads of ours.
 
 
-IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention")
+# Where a loop over pieces is no slower than one big operation, and spares its memory.
+PIECEWISE_DEVICES = ("cpu",)
+# In a piece on one thread, and in one whose operations all threads share.
+POSITIONS, POSITIONS_SHARED = 256, 1024
 
 
-def lsg_attention(inputs, implementation):
+def runs_in_pieces(x):
+    """Whether work on `x` (`torch.Tensor`) is best done piece by piece."""
+    return x.device.type in PIECEWISE_DEVICES and not is_tracing(x)
+
+
+def has_own_threads(x):
     """
-    All implementations give the same numbers.
+    Whether work on `x` (`torch.Tensor`) may leave the caller's thread: not where gradients or autocast, a transform of
+    `torch.func` or a dispatch mode hold for that thread, nor where it has only one to work on.
+    """
+    return (
+        runs_in_pieces(x)
+        and torch.get_num_threads() > 1
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def run_on_own_threads(function, *args, **kwargs):
+    """
+    `function(*args, **kwargs)` without gradients, on a thread of ours whose torch operations are not cut into parts.
+    [`run_in_parallel`] within it has as many threads as torch would use here.
+    """
+    pool, inference_mode = _thread_pool(torch.get_num_threads()), torch.is_inference_mode_enabled()
+    return pool.submit(copy_context().run, _without_gradients, inference_mode, function, args, kwargs).result()
+
+
+def run_in_parallel(function, pieces):
+    """
+    Call `function(piece)` for every one of `pieces` (a list). No two calls may write to the same memory: within
+    [`run_on_own_threads`] several run at a time, elsewhere one after the other.
+    """
+    pool = getattr(_own, "pool", None)
+    if pool is None:
+        for piece in pieces:
+            function(piece)
+        return
+    queue = deque(pieces)
+
+    def work():
+        while queue:
+            try:
+                piece = queue.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            function(piece)
+
+    mode = torch.is_inference_mode_enabled()
+    num_helpers = min(num_parallel(), len(pieces)) - 1
+    helpers = [pool.submit(_without_gradients, mode, work, (), {}) for _ in range(num_helpers)]
+    try:
+        work()
+    finally:
+        queue.clear()
+        for helper in helpers:
+            # One that has not begun is not waited for: all threads may be at other callers' work.
+            if not helper.cancel():
+                helper.result()
+
+
+def num_parallel():
+    """How many pieces [`run_in_parallel`] works on at a time here."""
+    return getattr(_own, "num_threads", 1)
+
+
+def in_pieces(function, modules, *states, num_results=1):
+    """
+    `function` of `states` (each `(batch_size, length, hidden_size)`), which treats every position by itself and gives
+    a tuple of `num_results` more such tensors. On CPU and without gradients, some positions at a time, unless one of
+    the `modules` that it calls has hooks, which are to see the whole, or is in train mode, where random numbers are
+    drawn in turn, or autocast chooses the results' dtype.
+    """
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not runs_in_pieces(states[0]):
+        return function(*states)
+    num_positions, num_threads = states[0].shape[:2].numel(), num_parallel()
+    size = POSITIONS_SHARED if num_threads == 1 else POSITIONS
+    num_pieces = max(1, round(num_positions / (size * num_threads))) * num_threads
+    if num_pieces == 1 or any(map(_is_watched, modules)):
+        return function(*states)
+    results = [torch.empty_like(states[0], memory_format=torch.contiguous_format) for _ in range(num_results)]
+
+    def run(piece):
+        for result, value in zip(piece[len(states) :], function(*piece[: len(states)])):
+            result.copy_(value)
+
+    run_in_parallel(run, list(zip(*(x.flatten(0, 1).tensor_split(num_pieces) for x in (*states, *results)))))
+    return results
+
+
+_own = threading.local()  # set in threads of ours: their pool and its size
+
+
+@lru_cache
+def _thread_pool(num_threads):
+    """`num_threads` threads on which torch's operations are not cut into parts."""
+    all_started = threading.Barrier(num_threads)
+
+    def start():
+        torch.get_num_threads()  # the first call in a thread sets the number to the default
+        torch.set_num_threads(1)
+        _own.pool, _own.num_threads = pool, num_threads
+
+    pool = ThreadPoolExecutor(num_threads, "lsg", start)
+    list(pool.map(lambda _: all_started.wait(), range(num_threads)))
+    torch.set_num_threads(num_threads)  # `start` has changed the default of threads to come, too
+    return pool
+
+
+if hasattr(os, "register_at_fork"):  # where processes fork: the child has none of its parent's threads
+    os.register_at_fork(after_in_child=_thread_pool.cache_clear)
+
+
+def _without_gradients(inference_mode, function, args, kwargs):
+    """Both modes are a thread's own, and ours begin with gradients."""
+    with torch.inference_mode(inference_mode), torch.no_grad():
+        return function(*args, **kwargs)
+
+
+def _is_watched(module):
+    """Whether `module` (`nn.Module`) is in train mode, or has hooks or a `forward` other than its class's in it."""
+    return module.training or any(
+        m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in module.modules()
+    )
+
+
+# ==== cpu/dropout ====================================================================================================
+# Dropout on CPU that spends one random byte an element: ten times quicker than `bernoulli_`.
+
+
+# Below, torch's own dropout is quicker.
+MIN_ELEMENTS = 2**13
+
+
+def dropout_scale(probability):
+    """What the elements that are kept are multiplied by to leave the mean as it was; 0 if none is kept."""
+    return 1 / (1 - probability) if probability < 1 else 0.0
+
+
+def draw_dropout(shape, probability):
+    """
+    What to drop, by torch's default CPU generator.
+
+    A byte alone allows multiples of 1/256: so each row (of the last dimension) draws its threshold from the two next
+    to `256 * probability`, with that as their mean, and every element is dropped with exactly `probability`.
 
     Args:
-        inputs ([`AttentionInputs`]).
-        implementation (`str`): `"eager"`; `"sdpa"`: block by block on CPU, elsewhere (and when traced or compiled)
-            `scaled_dot_product_attention` on all windows at once; `"flex_attention"`, for which `"sdpa"` stands in
-            where it has no fused kernel: off CUDA, with dropout, and for heads smaller than 16.
+        shape (`torch.Size`): of what is dropped from.
+        probability (`float`): of dropping.
 
     Returns:
-        the context `n T h d` and, from `"eager"`, the attention weights `n h T-num_padding T-num_padding` (otherwise
-        `None`). The rows of queries that are masked themselves carry no meaning.
+        random bytes of `shape` (`torch.uint8`) and thresholds of shape `(*shape[:-1], 1)` (`torch.float32`), for
+        [`kept_elements`].
     """
-    in_pieces = runs_in_pieces(inputs.query)
-    if in_pieces:
-        keep_freed_memory()
-    if implementation == "eager":
-        return eager_attention(inputs)
-    if inputs.is_full:
-        return full_attention(inputs.query, inputs), None
-    if implementation == "flex_attention" and flex_attention_fits(inputs):
-        return flex_attention(inputs), None
-    if in_pieces:
-        return blockwise_attention(inputs), None
-    return (compiled_attention if is_compiled(inputs.query) else windowed_attention)(inputs), None
+    size = shape.numel()
+    random = torch.empty(-(-size // 8), dtype=torch.int64, device="cpu").random_(-(2**63), None)
+    thresholds = torch.rand(*shape[:-1], 1, dtype=torch.float32, device="cpu").add_(256 * probability).floor_()
+    return random.view(torch.uint8)[:size].view(shape), thresholds
 
 
-# The causal LSG pattern, and what every implementation of it is given. Shapes are those of `pattern.py`.
-#
-# A token's query in block `i` sees the globals, the tokens of blocks `i-1` and `i` up to itself, and the `s` sparse
-# tokens before `(i-1)*step`, which are made of complete blocks. A global query sees the globals alone: they are a
-# prefix that depends on no token, and so tells none about a later one.
-#
-# Tokens that no later query sees may be missing, a whole number of blocks of them: tokens and blocks are counted from
-# the first that is there, and `p` is how many of the sparse tokens came before it.
+def kept_elements(random, thresholds, out):
+    """`out` (of the shape of `random`, any floating dtype) filled with 1 where an element is kept, else 0."""
+    return out.copy_(random).ge_(thresholds)
 
 
-def is_visible_causally(q, k, t, m, p, step, block_size, sparse_block_size):
+class LSGDropout(nn.Dropout):
+    """torch's dropout, drawn several times quicker on CPU; see [`draw_dropout`]."""
+
+    def forward(self, input):
+        """
+        Args:
+            input (`torch.Tensor`): of any shape and floating dtype.
+        """
+        # The size is asked last: traced, it would tie the graph to it.
+        if not self.training or self.p == 0 or not runs_in_pieces(input) or input.numel() < MIN_ELEMENTS:
+            return super().forward(input)
+        kept = torch.empty_like(input, memory_format=torch.contiguous_format)
+        kept_elements(*draw_dropout(input.shape, self.p), kept)
+        return input * kept.mul_(dropout_scale(self.p))
+
+
+# ==== cpu/memory =====================================================================================================
+# Memory on CPU that is used again. Fresh memory comes page by page, each a fault.
+
+
+# Larger blocks glibc's malloc takes from the system each time, and gives back when they are freed.
+LARGEST_REUSED_BYTES = 2**25 - 2**16
+
+
+@lru_cache
+def keep_freed_memory():
     """
-    Whether the query at token index `q` (a global's is below 0) sees the key at index `k` of
-    `[tokens | sparse tokens | globals]`. Any broadcastable integer tensors will do.
+    Let every layer use the memory of the one before; once a process is enough. glibc's malloc keeps freed memory only
+    up to twice the largest block it has seen freed (mallopt(3), `M_MMAP_THRESHOLD`): so it is shown the largest that
+    counts, which is never written to and so costs no memory. Elsewhere this does nothing.
     """
-    block = q // block_size
-    is_local = (k < t) & (k <= q) & (k // block_size >= block - 1)
-    sparse, end = k - t, p + (block - 1) * step
-    return is_local | ((sparse >= 0) & (sparse >= end - sparse_block_size) & (sparse < end)) | (sparse >= m)
+    torch.empty(LARGEST_REUSED_BYTES, dtype=torch.uint8, device="cpu")
 
 
-@dataclass
-class CausalInputs(AttentionInputs):
+# ==== model/checks ===================================================================================================
+# What the inputs of a model must be, said before torch fails within: a `TypeError` for what is no tensor, a
+# `ValueError` for a wrong dtype, shape, place or value. Values are looked at on the CPU alone.
+
+
+ID_DTYPES = (torch.int64, torch.int32)  # those of torch's embedding
+
+
+def check_ids(name, ids, size, shape=None):
     """
-    What one layer's causal attention works on: [`AttentionInputs`] of any length `t`, whose queries are those of the
-    last positions.
-
     Args:
-        past (tuple, or `None`): the sparse tokens (as `sparse` gives them) of the tokens that are missing.
+        name (`str`): of the argument.
+        ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): numbers of rows of a table.
+        size (`int`): how many rows the table has.
+        shape (`tuple`, *optional*): batch size and length, of which the first may be 1 in `ids`.
     """
-
-    past: tuple | None = None
-
-    num_blocks_ahead = 0
-
-    @property
-    def num_past_sparse(self):
-        """`p`."""
-        return 0 if self.past is None else self.past[0].shape[2]
-
-    @property
-    def num_condensed(self):
-        """How many of the tokens no query after these sees: they live on in the sparse ones."""
-        return max(self.num_tokens // self.config.block_size - 1, 0) * self.config.block_size
-
-    def _made_sparse(self):
-        """The sparse tokens, those of the past first."""
-        made = self.sparse_tokens()
-        if self.past is None:
-            return made
-        (past_key, past_value, past_mask), (key, value, mask) = self.past, made
-        if past_mask is not None or mask is not None:
-            heads = max(x.shape[1] for x in (past_mask, mask) if x is not None)
-            masks = [
-                self.key.new_ones(key.shape[0], heads, sparse_key.shape[2], dtype=torch.bool)
-                if x is None
-                else x.expand(-1, heads, -1)
-                for x, sparse_key in ((past_mask, past_key), (mask, key))
-            ]
-            mask = torch.cat(masks, 2)
-        return torch.cat([past_key, key], 2), torch.cat([past_value, value], 2), mask
-
-    def _pattern(self, q, k, m):
-        config = self.config
-        sizes = self.num_past_sparse, self.step, config.block_size, config.sparse_block_size
-        return is_visible_causally(q, k, self.num_tokens, m, *sizes)
+    if ids is None:
+        return
+    _check_tensor(name, ids)
+    if ids.ndim != 2 or ids.dtype not in ID_DTYPES:
+        raise ValueError(
+            f"`{name}` must be whole numbers (int64 or int32) of shape (batch_size, sequence_length), got {ids.dtype} "
+            f"of shape {tuple(ids.shape)}. A tokenizer gives them with return_tensors='pt'."
+        )
+    if shape is not None and (ids.shape[1] != shape[1] or ids.shape[0] not in (1, shape[0])):
+        raise ValueError(f"`{name}` has shape {tuple(ids.shape)}, and must have that of the input, {tuple(shape)}.")
+    if not _can_be_looked_at(ids):
+        return
+    lowest, highest = (int(x) for x in ids.aminmax())
+    if lowest < 0 or highest >= size:
+        raise ValueError(
+            f"`{name}` holds {lowest if lowest < 0 else highest}, and must be from 0 to {size - 1}: is it made for "
+            "another checkpoint?"
+        )
 
 
-# Causal LSG attention: from queries, keys, values and a mask to the context, by one of several implementations.
-
-
-def causal_attention(inputs, implementation):
+def check_states(name, states, hidden_size, batch_size=None):
     """
-    All implementations give the same numbers.
-
     Args:
-        inputs ([`CausalInputs`]).
-        implementation (`str`): `"eager"`, dense by the definition; others: block by block on CPU, elsewhere (and when
-            traced or compiled) `scaled_dot_product_attention` on all windows at once, or, after a cache and for short
-            inputs, on all keys that are there.
-
-    Returns:
-        the context `n q h d` and, from `"eager"` without tokens that are missing, the attention weights `n h q T`
-        (otherwise `None`). The rows of queries that are masked themselves carry no meaning.
+        name (`str`): of the argument.
+        states (`torch.Tensor` of shape `(batch_size, length, hidden_size)`, *optional*).
     """
-    if implementation == "eager":
-        if inputs.past is None:
-            return eager_attention(inputs)
-        # Of missing tokens nobody could say what they weigh.
-        weights = apply_dropout(dense_weights(inputs), inputs.dropout)
-        return (weights @ inputs.with_sparse(inputs.value, inputs.sparse[1])).transpose(1, 2), None
-    if runs_in_pieces(inputs.query):
-        keep_freed_memory()
-        return blockwise_attention(inputs), None
-    if inputs.num_global_queries and not inputs.is_full:
-        return windowed_attention(inputs), None
-    keys, values = (inputs.with_sparse(*x) for x in zip((inputs.key, inputs.value), inputs.sparse))
-    return product(inputs.query, keys, values, inputs.visible(), inputs).transpose(1, 2), None
+    if states is None:
+        return
+    _check_tensor(name, states)
+    if states.ndim != 3 or states.shape[2] != hidden_size or batch_size not in (None, states.shape[0]):
+        raise ValueError(
+            f"`{name}` must be of shape ({batch_size or 'batch_size'}, length, {hidden_size}), got "
+            f"{tuple(states.shape)}."
+        )
+    if not states.is_floating_point():
+        raise ValueError(f"`{name}` must be of a floating dtype, as the model's weights are, got {states.dtype}.")
 
 
+def check_mask(mask, batch_size, length):
+    """Of `mask` (`torch.Tensor` of shape `(batch_size, length)`): 0 where a token is hidden."""
+    _check_tensor("attention_mask", mask)
+    if mask.shape != (batch_size, length):
+        raise ValueError(
+            f"`attention_mask` has shape {tuple(mask.shape)}, but LSG attention takes one value per token, those in "
+            f"the cache included: {(batch_size, length)}."
+        )
+    if mask.dtype != torch.bool and _can_be_looked_at(mask) and not (mask >= 0).all():
+        raise ValueError(
+            f"`attention_mask` holds {mask.min().item()}, where LSG attention takes 1 for a token and 0 for padding; "
+            "masks that are added to scores have other numbers."
+        )
+
+
+def check_place(name, tensor, weight):
+    """That `tensor` is on the device of `weight`, and of no floats that its dtype cannot hold."""
+    if tensor is None:
+        return
+    if tensor.device != weight.device:
+        raise ValueError(
+            f"`{name}` is on the device {tensor.device}, and the model on {weight.device}: move one to the other by "
+            ".to(device)."
+        )
+    is_wider = tensor.is_floating_point() and torch.promote_types(tensor.dtype, weight.dtype) != weight.dtype
+    if is_wider and not torch.is_autocast_enabled(weight.device.type):
+        raise ValueError(
+            f"`{name}` is of {tensor.dtype}, and the model's weights of {weight.dtype}: convert one to the other by "
+            ".to(dtype)."
+        )
+
+
+def _check_tensor(name, value):
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(
+            f"`{name}` must be a torch.Tensor, got {type(value).__name__}. A tokenizer gives one with "
+            "return_tensors='pt'."
+        )
+    if value.layout != torch.strided or value.is_nested:
+        raise ValueError(f"`{name}` must be an ordinary tensor, not a sparse or nested one: .to_dense() makes it one.")
+
+
+def _can_be_looked_at(x):
+    """Off the CPU a look would make it wait, and a graph is to hold for other values."""
+    return x.device.type == "cpu" and not is_tracing(x) and x.numel() > 0
+
+
+# ==== model/cache ====================================================================================================
 # What causal LSG attention keeps of the tokens before: of any number of them, the same.
 
 
@@ -1471,17 +1613,13 @@ class LSGCacheLayer(DynamicLayer):
 
     def forget(self, inputs):
         """Keep of the tokens of `inputs` ([`CausalInputs`]) what later ones may see."""
-        prefix = self.config.num_global_tokens
-        kept = [prefix, prefix + inputs.num_condensed]
-        self.keys, self.values = (self._without(x, *kept) for x in (self.keys, self.values))
+        if inputs.num_condensed:
+            bounds = [inputs.num_global_tokens, inputs.num_global_tokens + inputs.num_condensed]
+            parts = (x.tensor_split(bounds, dim=2) for x in (self.keys, self.values))
+            self.keys, self.values = (torch.cat([globals_, tokens], 2) for globals_, _, tokens in parts)
         last = -self.config.sparse_block_size or None
         self.sparse = tuple(x if x is None or not x.shape[2] else x[:, :, last:] for x in inputs.sparse)
         self.first_query = inputs.first_query
-
-    @staticmethod
-    def _without(x, start, stop):
-        globals_, _, tokens = x.tensor_split([start, stop], dim=2)
-        return x if start == stop else torch.cat([globals_, tokens], 2)
 
     def reorder_cache(self, beam_idx):
         """See [`~transformers.cache_utils.DynamicLayer`], as for the others below."""
@@ -1510,121 +1648,7 @@ class LSGCacheLayer(DynamicLayer):
             self.first_query = function(self.first_query)
 
 
-# What the inputs of a model must be, said before torch fails within. Values are looked at on the CPU alone.
-
-
-ID_DTYPES = (torch.int64, torch.int32)  # those of torch's embedding
-
-
-def check_ids(name, ids, size, shape=None):
-    """
-    Args:
-        name (`str`): of the argument.
-        ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): numbers of rows of a table.
-        size (`int`): how many rows the table has.
-        shape (`tuple`, *optional*): batch size and length, of which the first may be 1 in `ids`.
-
-    Raises:
-        TypeError: `ids` is no tensor.
-        ValueError: its dtype, shape or values are wrong.
-    """
-    if ids is None:
-        return
-    _check_tensor(name, ids)
-    if ids.ndim != 2 or ids.dtype not in ID_DTYPES:
-        raise ValueError(
-            f"`{name}` must be whole numbers (int64 or int32) of shape (batch_size, sequence_length), got {ids.dtype} "
-            f"of shape {tuple(ids.shape)}. A tokenizer gives them with return_tensors='pt'."
-        )
-    if shape is not None and (ids.shape[1] != shape[1] or ids.shape[0] not in (1, shape[0])):
-        raise ValueError(f"`{name}` has shape {tuple(ids.shape)}, and must have that of the input, {tuple(shape)}.")
-    if not _can_be_looked_at(ids):
-        return
-    lowest, highest = (int(x) for x in ids.aminmax())
-    if lowest < 0 or highest >= size:
-        raise ValueError(
-            f"`{name}` holds {lowest if lowest < 0 else highest}, and must be from 0 to {size - 1}: is it made for "
-            "another checkpoint?"
-        )
-
-
-def check_states(name, states, hidden_size, batch_size=None):
-    """
-    Args:
-        name (`str`): of the argument.
-        states (`torch.Tensor` of shape `(batch_size, length, hidden_size)`, *optional*).
-
-    Raises:
-        TypeError, ValueError: as [`check_ids`].
-    """
-    if states is None:
-        return
-    _check_tensor(name, states)
-    if states.ndim != 3 or states.shape[2] != hidden_size or batch_size not in (None, states.shape[0]):
-        raise ValueError(
-            f"`{name}` must be of shape ({batch_size or 'batch_size'}, length, {hidden_size}), got "
-            f"{tuple(states.shape)}."
-        )
-    if not states.is_floating_point():
-        raise ValueError(f"`{name}` must be of a floating dtype, as the model's weights are, got {states.dtype}.")
-
-
-def check_mask(mask, batch_size, length):
-    """
-    Args:
-        mask (`torch.Tensor` of shape `(batch_size, length)`): 0 where a token is hidden.
-
-    Raises:
-        TypeError, ValueError: as [`check_ids`].
-    """
-    _check_tensor("attention_mask", mask)
-    if mask.shape != (batch_size, length):
-        raise ValueError(
-            f"`attention_mask` has shape {tuple(mask.shape)}, but LSG attention takes one value per token, those in "
-            f"the cache included: {(batch_size, length)}."
-        )
-    if mask.dtype != torch.bool and _can_be_looked_at(mask) and not (mask >= 0).all():
-        raise ValueError(
-            f"`attention_mask` holds {mask.min().item()}, where LSG attention takes 1 for a token and 0 for padding; "
-            "masks that are added to scores have other numbers."
-        )
-
-
-def check_place(name, tensor, weight):
-    """
-    Raises:
-        ValueError: `tensor` is on another device than `weight`, or of floats that its dtype cannot hold.
-    """
-    if tensor is None:
-        return
-    if tensor.device != weight.device:
-        raise ValueError(
-            f"`{name}` is on the device {tensor.device}, and the model on {weight.device}: move one to the other by "
-            ".to(device)."
-        )
-    is_wider = tensor.is_floating_point() and torch.promote_types(tensor.dtype, weight.dtype) != weight.dtype
-    if is_wider and not torch.is_autocast_enabled(weight.device.type):
-        raise ValueError(
-            f"`{name}` is of {tensor.dtype}, and the model's weights of {weight.dtype}: convert one to the other by "
-            ".to(dtype)."
-        )
-
-
-def _check_tensor(name, value):
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(
-            f"`{name}` must be a torch.Tensor, got {type(value).__name__}. A tokenizer gives one with "
-            "return_tensors='pt'."
-        )
-    if value.layout != torch.strided or value.is_nested:
-        raise ValueError(f"`{name}` must be an ordinary tensor, not a sparse or nested one: .to_dense() makes it one.")
-
-
-def _can_be_looked_at(x):
-    """Off the CPU a look would make it wait, and a graph is to hold for other values."""
-    return x.device.type == "cpu" and not is_tracing(x) and x.numel() > 0
-
-
+# ==== model/embeddings ===============================================================================================
 # XLM-RoBERTa's embeddings with the global tokens before them.
 
 
@@ -1693,7 +1717,8 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
             )
 
 
-# XLM-RoBERTa's encoder with another self-attention, and the global tokens running beside the tokens.
+# ==== model/encoder ==================================================================================================
+# XLM-RoBERTa's encoder with another self-attention: the global tokens run beside the tokens.
 
 
 logger = logging.get_logger(__name__)
@@ -1938,94 +1963,9 @@ def padded_length(length, config):
     return -(-length // config.block_size) * config.block_size
 
 
-# Logits of a large vocabulary, computed only at the positions that are looked at.
-
-
-# What chooses among positions without looking at the vocabulary, where it is done to the features.
-CHOOSING = (
-    torch.ops.aten.alias.default,
-    torch.ops.aten.detach.default,
-    torch.ops.aten.index.Tensor,
-    torch.ops.aten.select.int,
-    torch.ops.aten.slice.Tensor,
-    torch.ops.aten.unsqueeze.default,
-)
-MASKS = (torch.bool, torch.uint8)  # dtypes of an index that takes as many dimensions as it has
-
-
-class LazyLogits(torch.Tensor):
-    """
-    A tensor of logits, `(..., vocab_size)`, that holds features, `(..., hidden_size)`. Choosing positions
-    (`logits[0, 7]`, `logits[:, -1:]`, `logits[mask]`) chooses among the features, and so does another device or dtype;
-    whatever else is done with it computes the logits of all the positions it still has.
-
-    Args:
-        features (`torch.Tensor` of shape `(..., hidden_size)`).
-        head (`Callable`): from features to logits.
-        vocab_size (`int`).
-    """
-
-    @staticmethod
-    def __new__(cls, features, head, vocab_size, dtype=None, device=None):
-        self = torch.Tensor._make_wrapper_subclass(
-            cls,
-            (*features.shape[:-1], vocab_size),
-            dtype=dtype or features.dtype,
-            device=device or features.device,
-        )
-        self.features, self.head = features, head
-        return self
-
-    @staticmethod
-    def can_stand_for(features):
-        """Whether logits of `features` may wait: not if they are to have gradients, are traced or are autocast."""
-        device = features.device.type
-        return not (torch.is_grad_enabled() or is_tracing(features) or torch.is_autocast_enabled(device))
-
-    def dense(self):
-        """The logits of all positions, an ordinary tensor."""
-        with torch.no_grad():
-            return self.head(self.features).to(self.device, self.dtype)
-
-    def numpy(self, **kwargs):
-        """[`torch.Tensor.numpy`] of all positions."""
-        return self.dense().numpy(**kwargs)
-
-    def tolist(self):
-        """[`torch.Tensor.tolist`] of all positions."""
-        return self.dense().tolist()
-
-    @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        self = args[0]
-        if isinstance(self, cls):
-            if func is torch.ops.aten._to_copy.default:
-                device, dtype = kwargs.get("device") or self.device, kwargs.get("dtype") or self.dtype
-                return cls(self.features, self.head, self.shape[-1], dtype, device)
-            if func in CHOOSING and self._chooses_positions(func, *args[1:]):
-                features = func(self.features, *args[1:], **kwargs)
-                return cls(features, self.head, self.shape[-1], self.dtype, self.device)
-        args, kwargs = torch.utils._pytree.tree_map_only(cls, cls.dense, (args, kwargs))
-        return func(*args, **kwargs)
-
-    def _chooses_positions(self, func, *args):
-        """Whether the last dimension stays as it is."""
-        if func is torch.ops.aten.index.Tensor:
-            indices = args[0]
-            used = sum(1 if index is None or index.dtype not in MASKS else index.dim() for index in indices)
-            return used < self.dim() or indices[-1] is None
-        if not args:
-            return True
-        dim = args[0] % (self.dim() + (func is torch.ops.aten.unsqueeze.default))
-        return dim < self.dim() - 1 or (func is torch.ops.aten.slice.Tensor and self._is_whole(*args[1:]))
-
-    def _is_whole(self, start=None, end=None, step=1):
-        return not start and (end is None or end >= self.shape[-1]) and step == 1
-
-
-# What labels must be. Their values are looked at when a loss has failed, so that it costs nothing; their shapes at all
-# times: a loss of as many labels in another order is wrong, and nobody would see it.
+# ==== model/labels ===================================================================================================
+# What the labels of each head must be. Their values are looked at when a loss has failed, so that it costs nothing;
+# their shapes at all times: a loss of as many labels in another order is wrong, and nobody would see it.
 
 
 LABELS = ("labels", "start_positions", "end_positions")
@@ -2139,7 +2079,8 @@ def _wrong_shape(name, labels, shapes):
         return f"`{name}` must be of shape {shapes[0]}, got {tuple(labels.shape)}."
 
 
-# Losses of a batch that comes in parts, by gradient accumulation or on several processes.
+# ==== model/losses ===================================================================================================
+# Losses of a batch that comes in parts: by gradient accumulation or on several processes.
 #
 # `Trainer` then gives every part `num_items_in_batch`, the number of labels of the whole batch, and expects the part's
 # share of the loss: the sum over its labels, divided by that number. The stock heads take the argument and return the
@@ -2188,15 +2129,98 @@ def sequence_classification_loss(model, outputs, num_items_in_batch, labels):
 
 def question_answering_loss(model, outputs, num_items_in_batch, start_positions, end_positions):
     """The mean of the cross-entropies of both ends of the answer."""
-    return model.loss_function(
-        outputs.start_logits,
-        outputs.end_logits,
-        start_positions,
-        end_positions,
-        num_items_in_batch=num_items_in_batch,
-    )
+    logits = outputs.start_logits, outputs.end_logits
+    return model.loss_function(*logits, start_positions, end_positions, num_items_in_batch=num_items_in_batch)
 
 
+# ==== model/lazy_logits ==============================================================================================
+# Logits of a large vocabulary, computed only at the positions that are looked at.
+
+
+# What chooses among positions without looking at the vocabulary, where it is done to the features.
+CHOOSING = (
+    torch.ops.aten.alias.default,
+    torch.ops.aten.detach.default,
+    torch.ops.aten.index.Tensor,
+    torch.ops.aten.select.int,
+    torch.ops.aten.slice.Tensor,
+    torch.ops.aten.unsqueeze.default,
+)
+MASKS = (torch.bool, torch.uint8)  # dtypes of an index that takes as many dimensions as it has
+
+
+class LazyLogits(torch.Tensor):
+    """
+    A tensor of logits, `(..., vocab_size)`, that holds features, `(..., hidden_size)`. Choosing positions
+    (`logits[0, 7]`, `logits[:, -1:]`, `logits[mask]`) chooses among the features, and so does another device or dtype;
+    whatever else is done with it computes the logits of all the positions it still has.
+
+    Args:
+        features (`torch.Tensor` of shape `(..., hidden_size)`).
+        head (`Callable`): from features to logits.
+        vocab_size (`int`).
+    """
+
+    @staticmethod
+    def __new__(cls, features, head, vocab_size, dtype=None, device=None):
+        self = torch.Tensor._make_wrapper_subclass(
+            cls,
+            (*features.shape[:-1], vocab_size),
+            dtype=dtype or features.dtype,
+            device=device or features.device,
+        )
+        self.features, self.head = features, head
+        return self
+
+    @staticmethod
+    def can_stand_for(features):
+        """Whether logits of `features` may wait: not if they are to have gradients, are traced or are autocast."""
+        device = features.device.type
+        return not (torch.is_grad_enabled() or is_tracing(features) or torch.is_autocast_enabled(device))
+
+    def dense(self):
+        """The logits of all positions, an ordinary tensor."""
+        with torch.no_grad():
+            return self.head(self.features).to(self.device, self.dtype)
+
+    def numpy(self, **kwargs):
+        """[`torch.Tensor.numpy`] of all positions."""
+        return self.dense().numpy(**kwargs)
+
+    def tolist(self):
+        """[`torch.Tensor.tolist`] of all positions."""
+        return self.dense().tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        self = args[0]
+        if isinstance(self, cls):
+            if func is torch.ops.aten._to_copy.default:
+                device, dtype = kwargs.get("device") or self.device, kwargs.get("dtype") or self.dtype
+                return cls(self.features, self.head, self.shape[-1], dtype, device)
+            if func in CHOOSING and self._chooses_positions(func, *args[1:]):
+                features = func(self.features, *args[1:], **kwargs)
+                return cls(features, self.head, self.shape[-1], self.dtype, self.device)
+        args, kwargs = torch.utils._pytree.tree_map_only(cls, cls.dense, (args, kwargs))
+        return func(*args, **kwargs)
+
+    def _chooses_positions(self, func, *args):
+        """Whether the last dimension stays as it is."""
+        if func is torch.ops.aten.index.Tensor:
+            indices = args[0]
+            used = sum(1 if index is None or index.dtype not in MASKS else index.dim() for index in indices)
+            return used < self.dim() or indices[-1] is None
+        if not args:
+            return True
+        dim = args[0] % (self.dim() + (func is torch.ops.aten.unsqueeze.default))
+        return dim < self.dim() - 1 or (func is torch.ops.aten.slice.Tensor and self._is_whole(*args[1:]))
+
+    def _is_whole(self, start=None, end=None, step=1):
+        return not start and (end is None or end >= self.shape[-1]) and step == 1
+
+
+# ==== model/trained_rows =============================================================================================
 # An embedding of which the first rows alone are trained.
 
 
@@ -2230,6 +2254,7 @@ def _split(module, state_dict, prefix, *args):
         module.kept.copy_(kept)
 
 
+# ==== model/modeling_lsg_xlm_roberta =================================================================================
 # XLM-RoBERTa with LSG (local + sparse + global) attention: the stock model with other embeddings and another encoder;
 # heads and everything else are transformers' own.
 #
@@ -2355,21 +2380,12 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
         return super().forward(*inputs, *args, **kwargs)
 
     def _create_attention_masks(
-        self,
-        attention_mask,
-        embedding_output,
-        encoder_attention_mask=None,
-        encoder_hidden_states=None,
-        **kwargs,
+        self, attention_mask, embedding_output, encoder_attention_mask=None, encoder_hidden_states=None, **kwargs
     ):
         if self.config.is_stock:
-            return super()._create_attention_masks(
-                attention_mask=attention_mask,
-                embedding_output=embedding_output,
-                encoder_attention_mask=encoder_attention_mask,
-                encoder_hidden_states=encoder_hidden_states,
-                **kwargs,
-            )
+            masks = {"attention_mask": attention_mask, "encoder_attention_mask": encoder_attention_mask}
+            states = {"embedding_output": embedding_output, "encoder_hidden_states": encoder_hidden_states}
+            return super()._create_attention_masks(**masks, **states, **kwargs)
         if encoder_attention_mask is not None:
             encoder_attention_mask = create_bidirectional_mask(
                 self.config, embedding_output, encoder_attention_mask, encoder_hidden_states
@@ -2545,6 +2561,7 @@ __all__ = [
 ]
 
 
+# ==== model/encoder_decoder ==========================================================================================
 # An encoder and a decoder of which either may have LSG attention, as one model.
 
 
@@ -2641,10 +2658,7 @@ class LSGEncoderDecoderModel(SavedWithItsCode, EncoderDecoderModel):
         outputs = super().forward(return_dict=True, **inputs)
         if labels is None:
             return outputs
-        logits = outputs.logits
-        labels = labels.to(logits.device).view(-1)
-        loss = fixed_cross_entropy(logits.view(-1, logits.shape[-1]), labels, num_items_in_batch)
-        return type(outputs)(loss=loss, **outputs)
+        return type(outputs)(loss=cross_entropy(self, outputs, num_items_in_batch, labels), **outputs)
 
     @wraps(EncoderDecoderModel.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(self, input_ids, *args, **kwargs):

@@ -84,17 +84,12 @@ def _blocks(inputs, sequence, later):
                 after = later[queries[0] - i * b : queries[1] - i * b, own[0] - i * b : own[1] - i * b]
         shift = num_global_queries - start
         blocks.append(_block(slice(queries[0] + shift, queries[1] + shift), window)._replace(later=after))
-    return _masked(blocks, mask, sparse_mask, sequence)
+    blocks.sort(key=lambda block: block.num_weights, reverse=True)
+    return [block._replace(key_mask=_window_mask(mask, sparse_mask, sequence, block.window)) for block in blocks]
 
 
 def _block(queries, window):
     return Block(queries, _joined(piece for piece in window if piece[1] < piece[2]))
-
-
-def _masked(blocks, mask, sparse_mask, sequence):
-    """`blocks` with the masks of their windows, those of the most weights first."""
-    blocks = sorted(blocks, key=lambda block: block.num_weights, reverse=True)
-    return [block._replace(key_mask=_window_mask(mask, sparse_mask, sequence, block.window)) for block in blocks]
 
 
 def _joined(window):

@@ -1,5 +1,5 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
-"""Causal LSG attention: from queries, keys, values and a mask to the context, by one of several implementations."""
+"""LSG attention of a decoder, which is causal, with and without a cache."""
 
 from torch.nn.functional import dropout as apply_dropout
 

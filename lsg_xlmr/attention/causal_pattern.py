@@ -1,6 +1,6 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
 """
-The causal LSG pattern, and what every implementation of it is given. Shapes are those of `pattern.py`.
+The causal LSG pattern, and what its implementations are given. Shapes are those of `pattern.py`.
 
 A token's query in block `i` sees the globals, the tokens of blocks `i-1` and `i` up to itself, and the `s` sparse
 tokens before `(i-1)*step`, which are made of complete blocks. A global query sees the globals alone: they are a

@@ -30,7 +30,6 @@ def _free_namespace():
 
 
 NAMESPACE = _free_namespace()
-SIZES = ("num_global_tokens", "block_size", "sparse_block_size", "sparsity_factor")  # of the configuration
 
 
 def is_compiled(x):
@@ -50,10 +49,11 @@ def compiled_attention(inputs):
     sparse_key, sparse_value, sparse_mask = inputs.sparse
     # What is dropped is drawn again in the backward pass, from its seed.
     seed = torch.randint(2**62, (1,)) if inputs.dropout > 0 else None
+    config = inputs.config
     return _attention_operator(
         *(inputs.query, inputs.key, inputs.value, sparse_key, sparse_value),
         *(inputs.mask, sparse_mask, seed),
-        [getattr(inputs.config, name) for name in SIZES],
+        [config.num_global_tokens, config.block_size, config.sparse_block_size, config.sparsity_factor],
         inputs.scaling,
         inputs.dropout,
     )
@@ -115,7 +115,8 @@ _attention_operator.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _operator_blocks(tensors, mask, sparse_mask, sizes):
-    config = SimpleNamespace(**dict(zip(SIZES, sizes)), has_sparse_tokens=tensors[3].shape[2] > 0)
+    names = "num_global_tokens", "block_size", "sparse_block_size", "sparsity_factor"
+    config = SimpleNamespace(**dict(zip(names, sizes)), has_sparse_tokens=tensors[3].shape[2] > 0)
     return blocks_of_sequences(AttentionInputs(*tensors[:3], mask, config, 1.0, _sparse=(*tensors[3:], sparse_mask)))
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
-"""The LSG product: from queries, keys, values and a mask to the context, by one of several implementations."""
+"""LSG attention of an encoder: from queries, keys, values and a mask to the context, by several implementations."""
 
 from ..cpu.memory import keep_freed_memory
 from ..cpu.threads import runs_in_pieces

@@ -1,5 +1,5 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
-"""LSG attention by `torch.nn.attention.flex_attention` over `[tokens | sparse | globals]`, without windows."""
+"""LSG attention by torch's FlexAttention: over `[tokens | sparse | globals]`, without windows."""
 
 from functools import lru_cache
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
 """
-The sparse tokens of LSG attention, made in six ways (Condevaux & Harispe, PAKDD 2023, section 3.2).
+The sparse tokens of LSG attention, made in six ways: Condevaux & Harispe, PAKDD 2023, section 3.2.
 
 The six functions share one signature. Shapes: `n` batch, `h` heads, `t` tokens (a multiple of `config.block_size`),
 `d` head size, `e` value size, `f = config.sparsity_factor`.

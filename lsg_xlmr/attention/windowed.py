@@ -1,5 +1,5 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
-"""LSG attention by `scaled_dot_product_attention` on all windows at once, each block's gathered into one tensor."""
+"""LSG attention by `scaled_dot_product_attention`: all windows at once, each block's gathered into one tensor."""
 
 import torch
 from torch.nn.functional import pad

@@ -7,19 +7,22 @@ makes `modeling_x.py` from `modular_x.py`. They import torch and transformers, n
 """
 
 import ast
+import re
 import sys
 from pathlib import Path
 
 
-# The source files of each drop-in file, in the order in which their definitions must stand.
+# The source files of each drop-in file, in the order in which they are best read: what attention sees, which
+# implementation computes it, the implementations, what makes them fast on CPU, and the models. Base classes and
+# decorators stand before what they are used by.
 SOURCES = {
     "configuration_lsg.py": ("configuration_lsg.py",),
     "modeling_lsg_xlm_roberta.py": (
-        "cpu/memory.py",
-        "cpu/threads.py",
-        "cpu/dropout.py",
-        "attention/sparsity.py",
         "attention/pattern.py",
+        "attention/causal_pattern.py",
+        "attention/sparsity.py",
+        "attention/encoder_attention.py",
+        "attention/causal_attention.py",
         "attention/eager.py",
         "attention/full.py",
         "attention/windowed.py",
@@ -27,16 +30,16 @@ SOURCES = {
         "attention/blocks.py",
         "attention/blockwise.py",
         "attention/compiled.py",
-        "attention/encoder_attention.py",
-        "attention/causal_pattern.py",
-        "attention/causal_attention.py",
-        "model/cache.py",
+        "cpu/threads.py",
+        "cpu/dropout.py",
+        "cpu/memory.py",
         "model/checks.py",
+        "model/cache.py",
         "model/embeddings.py",
         "model/encoder.py",
-        "model/lazy_logits.py",
         "model/labels.py",
         "model/losses.py",
+        "model/lazy_logits.py",
         "model/trained_rows.py",
         "model/modeling_lsg_xlm_roberta.py",
         "model/encoder_decoder.py",
@@ -61,25 +64,45 @@ def write_drop_in_files(save_directory):
 
 
 def _merge(name, sources):
-    """One module with the imports, then the definitions, of all `sources`."""
-    imports, sections, licence = set(), [], None
+    """One module with the imports, then the definitions, of all `sources`, each under its name if there are some."""
+    imports, docstrings, bodies = set(), [], []
     for source in sources:
         text = (PACKAGE / source).read_text(encoding="utf-8")
         licence = text.splitlines()[0]
         nodes = ast.parse(text).body
-        docstring, nodes = nodes[0].value.value.strip(), nodes[1:]
+        docstrings.append(nodes[0].value.value.strip())
         merged = [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
         for node in merged:
             module = _module(source, node)
             if module not in sources:
                 imports.update((module, alias.name, alias.asname) for alias in node.names)
-        body = text.split("\n", merged[-1].end_lineno)[-1].strip("\n")
-        if len(sources) > 1:
-            body = "\n".join(f"# {line}".rstrip() for line in docstring.splitlines()) + f"\n\n\n{body}"
-        sections.append(body)
-    title = docstring.splitlines()[0] if len(sources) == 1 else "XLM-RoBERTa with LSG attention, in one file."
+        bodies.append(text.split("\n", merged[-1].end_lineno)[-1].strip("\n"))
     note = "# Made from the files of lsg_xlmr/ by `python lsg_xlmr/conversion/drop_in.py .`: edit those, not this one."
-    return "\n".join((licence, note, f'"""{title}"""', "", _import_block(imports), "\n", "\n\n\n".join(sections), ""))
+    head, import_block = f"{licence}\n{note}\n", f"\n\n{_import_block(imports)}\n\n\n"
+    if len(sources) == 1:
+        return head + f'"""{docstrings[0].splitlines()[0]}"""' + import_block + bodies[0] + "\n"
+    names = [source.removesuffix(".py") for source in sources]
+    sections = [_section(*parts) for parts in zip(names, docstrings, bodies)]
+    # The contents are as long whatever numbers they hold.
+    before = (head + _contents(names, docstrings, names) + import_block).count("\n")
+    firsts = [1 + before + sum(text.count("\n") + 3 for text in sections[:i]) for i in range(len(sections))]
+    return head + _contents(names, docstrings, firsts) + import_block + "\n\n\n".join(sections) + "\n"
+
+
+def _contents(names, docstrings, firsts):
+    """The module's docstring: of each section its first line, its name and the first sentence of its docstring."""
+    width = max(map(len, names))
+    rows = [("line", "section", "what it is")]
+    for name, docstring, first in zip(names, docstrings, firsts):
+        sentence = re.split(r"[.:](?:\s|$)", " ".join(docstring.split()), maxsplit=1)[0]
+        rows.append((first, name, sentence))
+    table = [f"{first:>5}  {name:<{width}}  {sentence}" for first, name, sentence in rows]
+    return "\n".join(('"""', "XLM-RoBERTa with LSG attention, in one file.", "", *table, '"""'))
+
+
+def _section(name, docstring, body):
+    heading = f"# ==== {name} ".ljust(LINE_LENGTH, "=")
+    return "\n".join((heading, *(f"# {line}".rstrip() for line in docstring.splitlines()), "", "", body))
 
 
 def _module(source, node):

@@ -80,17 +80,13 @@ class LSGCacheLayer(DynamicLayer):
 
     def forget(self, inputs):
         """Keep of the tokens of `inputs` ([`CausalInputs`]) what later ones may see."""
-        prefix = self.config.num_global_tokens
-        kept = [prefix, prefix + inputs.num_condensed]
-        self.keys, self.values = (self._without(x, *kept) for x in (self.keys, self.values))
+        if inputs.num_condensed:
+            bounds = [inputs.num_global_tokens, inputs.num_global_tokens + inputs.num_condensed]
+            parts = (x.tensor_split(bounds, dim=2) for x in (self.keys, self.values))
+            self.keys, self.values = (torch.cat([globals_, tokens], 2) for globals_, _, tokens in parts)
         last = -self.config.sparse_block_size or None
         self.sparse = tuple(x if x is None or not x.shape[2] else x[:, :, last:] for x in inputs.sparse)
         self.first_query = inputs.first_query
-
-    @staticmethod
-    def _without(x, start, stop):
-        globals_, _, tokens = x.tensor_split([start, stop], dim=2)
-        return x if start == stop else torch.cat([globals_, tokens], 2)
 
     def reorder_cache(self, beam_idx):
         """See [`~transformers.cache_utils.DynamicLayer`], as for the others below."""

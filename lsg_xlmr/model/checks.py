@@ -1,5 +1,8 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
-"""What the inputs of a model must be, said before torch fails within. Values are looked at on the CPU alone."""
+"""
+What the inputs of a model must be, said before torch fails within: a `TypeError` for what is no tensor, a
+`ValueError` for a wrong dtype, shape, place or value. Values are looked at on the CPU alone.
+"""
 
 import torch
 from transformers.utils.import_utils import is_tracing
@@ -15,10 +18,6 @@ def check_ids(name, ids, size, shape=None):
         ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): numbers of rows of a table.
         size (`int`): how many rows the table has.
         shape (`tuple`, *optional*): batch size and length, of which the first may be 1 in `ids`.
-
-    Raises:
-        TypeError: `ids` is no tensor.
-        ValueError: its dtype, shape or values are wrong.
     """
     if ids is None:
         return
@@ -45,9 +44,6 @@ def check_states(name, states, hidden_size, batch_size=None):
     Args:
         name (`str`): of the argument.
         states (`torch.Tensor` of shape `(batch_size, length, hidden_size)`, *optional*).
-
-    Raises:
-        TypeError, ValueError: as [`check_ids`].
     """
     if states is None:
         return
@@ -62,13 +58,7 @@ def check_states(name, states, hidden_size, batch_size=None):
 
 
 def check_mask(mask, batch_size, length):
-    """
-    Args:
-        mask (`torch.Tensor` of shape `(batch_size, length)`): 0 where a token is hidden.
-
-    Raises:
-        TypeError, ValueError: as [`check_ids`].
-    """
+    """Of `mask` (`torch.Tensor` of shape `(batch_size, length)`): 0 where a token is hidden."""
     _check_tensor("attention_mask", mask)
     if mask.shape != (batch_size, length):
         raise ValueError(
@@ -83,10 +73,7 @@ def check_mask(mask, batch_size, length):
 
 
 def check_place(name, tensor, weight):
-    """
-    Raises:
-        ValueError: `tensor` is on another device than `weight`, or of floats that its dtype cannot hold.
-    """
+    """That `tensor` is on the device of `weight`, and of no floats that its dtype cannot hold."""
     if tensor is None:
         return
     if tensor.device != weight.device:

@@ -1,5 +1,5 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
-"""XLM-RoBERTa's encoder with another self-attention, and the global tokens running beside the tokens."""
+"""XLM-RoBERTa's encoder with another self-attention: the global tokens run beside the tokens."""
 
 import torch
 from torch import nn

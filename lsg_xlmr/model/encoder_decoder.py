@@ -6,13 +6,13 @@ from functools import partial, wraps
 from inspect import signature
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, EncoderDecoderModel, PretrainedConfig
-from transformers.loss.loss_utils import fixed_cross_entropy
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaForCausalLM
 from transformers.utils import can_return_tuple
 
 from ..configuration_lsg import LSGConfig, LSGEncoderDecoderConfig, is_lsg_config
 from .embeddings import LSGEmbeddings
 from .labels import explains_labels, wrong_token_labels
+from .losses import cross_entropy
 from .modeling_lsg_xlm_roberta import LSGXLMRobertaForCausalLM, LSGXLMRobertaModel, SavedWithItsCode
 
 
@@ -109,10 +109,7 @@ class LSGEncoderDecoderModel(SavedWithItsCode, EncoderDecoderModel):
         outputs = super().forward(return_dict=True, **inputs)
         if labels is None:
             return outputs
-        logits = outputs.logits
-        labels = labels.to(logits.device).view(-1)
-        loss = fixed_cross_entropy(logits.view(-1, logits.shape[-1]), labels, num_items_in_batch)
-        return type(outputs)(loss=loss, **outputs)
+        return type(outputs)(loss=cross_entropy(self, outputs, num_items_in_batch, labels), **outputs)
 
     @wraps(EncoderDecoderModel.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(self, input_ids, *args, **kwargs):

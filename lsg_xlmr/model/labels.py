@@ -1,7 +1,7 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
 """
-What labels must be. Their values are looked at when a loss has failed, so that it costs nothing; their shapes at all
-times: a loss of as many labels in another order is wrong, and nobody would see it.
+What the labels of each head must be. Their values are looked at when a loss has failed, so that it costs nothing;
+their shapes at all times: a loss of as many labels in another order is wrong, and nobody would see it.
 """
 
 from functools import wraps

@@ -1,6 +1,6 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
 """
-Losses of a batch that comes in parts, by gradient accumulation or on several processes.
+Losses of a batch that comes in parts: by gradient accumulation or on several processes.
 
 `Trainer` then gives every part `num_items_in_batch`, the number of labels of the whole batch, and expects the part's
 share of the loss: the sum over its labels, divided by that number. The stock heads take the argument and return the
@@ -57,10 +57,5 @@ def sequence_classification_loss(model, outputs, num_items_in_batch, labels):
 
 def question_answering_loss(model, outputs, num_items_in_batch, start_positions, end_positions):
     """The mean of the cross-entropies of both ends of the answer."""
-    return model.loss_function(
-        outputs.start_logits,
-        outputs.end_logits,
-        start_positions,
-        end_positions,
-        num_items_in_batch=num_items_in_batch,
-    )
+    logits = outputs.start_logits, outputs.end_logits
+    return model.loss_function(*logits, start_positions, end_positions, num_items_in_batch=num_items_in_batch)

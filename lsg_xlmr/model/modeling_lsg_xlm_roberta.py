@@ -162,21 +162,12 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
         return super().forward(*inputs, *args, **kwargs)
 
     def _create_attention_masks(
-        self,
-        attention_mask,
-        embedding_output,
-        encoder_attention_mask=None,
-        encoder_hidden_states=None,
-        **kwargs,
+        self, attention_mask, embedding_output, encoder_attention_mask=None, encoder_hidden_states=None, **kwargs
     ):
         if self.config.is_stock:
-            return super()._create_attention_masks(
-                attention_mask=attention_mask,
-                embedding_output=embedding_output,
-                encoder_attention_mask=encoder_attention_mask,
-                encoder_hidden_states=encoder_hidden_states,
-                **kwargs,
-            )
+            masks = {"attention_mask": attention_mask, "encoder_attention_mask": encoder_attention_mask}
+            states = {"embedding_output": embedding_output, "encoder_hidden_states": encoder_hidden_states}
+            return super()._create_attention_masks(**masks, **states, **kwargs)
         if encoder_attention_mask is not None:
             encoder_attention_mask = create_bidirectional_mask(
                 self.config, embedding_output, encoder_attention_mask, encoder_hidden_states

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from lsg_xlmr import LSGXLMRobertaForMaskedLM, LSGXLMRobertaForSequenceClassification, LSGXLMRobertaModel
-from lsg_xlmr.conversion.drop_in import drop_in_files
+from lsg_xlmr.conversion.drop_in import SOURCES, drop_in_files
 
 
 CODE = ("configuration_lsg.py", "modeling_lsg_xlm_roberta.py")
@@ -42,6 +42,31 @@ for _ in range(2):
 def test_in_step_with_the_package(name):
     message = f"{name} is out of step with lsg_xlmr/: run `python lsg_xlmr/conversion/drop_in.py .`"
     assert (ROOT / name).read_text(encoding="utf-8") == drop_in_files()[name], message
+
+
+def test_opens_with_a_table_of_its_sections():
+    text = (ROOT / CODE[1]).read_text(encoding="utf-8")
+    lines, docstring = text.splitlines(), ast.get_docstring(ast.parse(text), clean=False)
+    rows = [row.split(maxsplit=2) for row in docstring.split("what it is\n")[1].splitlines()]
+    assert [f"{name}.py" for _, name, _ in rows] == list(SOURCES[CODE[1]])
+    headings = [number for number, line in enumerate(lines, 1) if line.startswith("# ====")]
+    assert [int(first) for first, _, _ in rows] == headings
+    for (first, name, what), end in zip(rows, [*headings[1:], len(lines)]):
+        first = int(first)
+        assert lines[first - 1] == f"# ==== {name} ".ljust(119, "=")
+        # what it is, and what is defined there, are those of the source
+        source = ast.parse((ROOT / "lsg_xlmr" / f"{name}.py").read_text(encoding="utf-8"))
+        assert " ".join(ast.get_docstring(source).split()).startswith(what) and 20 <= len(what) <= 80
+        defined = [ast.unparse(node) for node in source.body[1:] if not isinstance(node, (ast.Import, ast.ImportFrom))]
+        section = ast.parse("\n".join(lines[first - 1 : end - 1 if end < len(lines) else end]))
+        assert [ast.unparse(node) for node in section.body] == defined
+
+
+def test_no_two_sections_give_a_name_to_two_things():
+    body = ast.parse(drop_in_files()[CODE[1]]).body
+    names = [node.name for node in body if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name != "_"]
+    names += [x.id for node in body if isinstance(node, ast.Assign) for x in node.targets if isinstance(x, ast.Name)]
+    assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize("name", CODE)
