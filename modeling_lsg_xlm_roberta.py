@@ -5,30 +5,30 @@ XLM-RoBERTa with LSG attention, in one file.
 
  line  section                         what it is
    97  attention/pattern               The LSG pattern, and what every implementation of it is given
-  242  attention/causal_pattern        The causal LSG pattern, and what its implementations are given
-  311  attention/sparsity              The sparse tokens of LSG attention, made in six ways
-  488  attention/encoder_attention     LSG attention of an encoder
-  523  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
-  556  attention/eager                 LSG attention by its definition
-  595  attention/full                  Attention of the queries that see every key
-  627  attention/windowed              LSG attention by `scaled_dot_product_attention`
-  679  attention/flex                  LSG attention by torch's FlexAttention
-  749  attention/blocks                Which products LSG attention consists of, block by block
-  870  attention/blockwise             LSG attention one block of queries at a time, with its backward
- 1103  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
- 1225  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
- 1367  cpu/dropout                     Dropout on CPU that spends one random byte an element
- 1422  cpu/memory                      Memory on CPU that is used again
- 1440  model/checks                    What the inputs of a model must be, said before torch fails within
- 1541  model/cache                     What causal LSG attention keeps of the tokens before
- 1651  model/embeddings                XLM-RoBERTa's embeddings with the global tokens before them
- 1720  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 1966  model/labels                    What the labels of each head must be
- 2082  model/losses                    Losses of a batch that comes in parts
- 2136  model/lazy_logits               Logits of a large vocabulary, computed only at the positions that are looked at
- 2223  model/trained_rows              An embedding of which the first rows alone are trained
- 2257  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 2564  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+  243  attention/causal_pattern        The causal LSG pattern, and what its implementations are given
+  312  attention/sparsity              The sparse tokens of LSG attention, made in six ways
+  489  attention/encoder_attention     LSG attention of an encoder
+  524  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
+  557  attention/eager                 LSG attention by its definition
+  596  attention/full                  Attention of the queries that see every key
+  628  attention/windowed              LSG attention by `scaled_dot_product_attention`
+  680  attention/flex                  LSG attention by torch's FlexAttention
+  750  attention/blocks                Which products LSG attention consists of, block by block
+  871  attention/blockwise             LSG attention one block of queries at a time, with its backward
+ 1104  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
+ 1226  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
+ 1368  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 1423  cpu/memory                      Memory on CPU that is used again
+ 1441  model/checks                    What the inputs of a model must be, said before torch fails within
+ 1542  model/cache                     What causal LSG attention keeps of the tokens before
+ 1652  model/embeddings                XLM-RoBERTa's embeddings with the global tokens before them
+ 1721  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 1967  model/labels                    What the labels of each head must be
+ 2083  model/losses                    Losses of a batch that comes in parts
+ 2137  model/lazy_logits               Logits of a large vocabulary, computed only at the positions that are looked at
+ 2224  model/trained_rows              An embedding of which the first rows alone are trained
+ 2258  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 2565  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
@@ -148,7 +148,8 @@ class AttentionInputs:
     first_query: torch.Tensor | None = None
     _sparse: tuple | None = field(default=None, kw_only=True)
 
-    num_blocks_ahead = 1  # that a token's query sees after its own
+    # What a decoder has otherwise: how many blocks after its own a token's query sees, and what its cache has left.
+    num_blocks_ahead = 1
     num_past_sparse = 0
 
     def __post_init__(self):

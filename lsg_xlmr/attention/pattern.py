@@ -61,7 +61,8 @@ class AttentionInputs:
     first_query: torch.Tensor | None = None
     _sparse: tuple | None = field(default=None, kw_only=True)
 
-    num_blocks_ahead = 1  # that a token's query sees after its own
+    # What a decoder has otherwise: how many blocks after its own a token's query sees, and what its cache has left.
+    num_blocks_ahead = 1
     num_past_sparse = 0
 
     def __post_init__(self):
