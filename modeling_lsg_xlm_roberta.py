@@ -7,28 +7,28 @@ XLM-RoBERTa with LSG attention, in one file.
    97  attention/pattern               The LSG pattern, and what every implementation of it is given
   243  attention/causal_pattern        The causal LSG pattern, and what its implementations are given
   312  attention/sparsity              The sparse tokens of LSG attention, made in six ways
-  489  attention/encoder_attention     LSG attention of an encoder
-  524  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
-  557  attention/eager                 LSG attention by its definition
-  596  attention/full                  Attention of the queries that see every key
-  628  attention/windowed              LSG attention by `scaled_dot_product_attention`
-  680  attention/flex                  LSG attention by torch's FlexAttention
-  750  attention/blocks                Which products LSG attention consists of, block by block
-  871  attention/blockwise             LSG attention one block of queries at a time, with its backward
- 1104  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
- 1226  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
- 1368  cpu/dropout                     Dropout on CPU that spends one random byte an element
- 1423  cpu/memory                      Memory on CPU that is used again
- 1441  model/checks                    What the inputs of a model must be, said before torch fails within
- 1542  model/cache                     What causal LSG attention keeps of the tokens before
- 1652  model/embeddings                XLM-RoBERTa's embeddings with the global tokens before them
- 1721  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 1967  model/labels                    What the labels of each head must be
- 2083  model/losses                    Losses of a batch that comes in parts
- 2137  model/lazy_logits               Logits of a large vocabulary, computed only at the positions that are looked at
- 2224  model/trained_rows              An embedding of which the first rows alone are trained
- 2258  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 2565  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+  482  attention/encoder_attention     LSG attention of an encoder
+  517  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
+  550  attention/eager                 LSG attention by its definition
+  584  attention/full                  Attention of the queries that see every key
+  609  attention/windowed              LSG attention by `scaled_dot_product_attention`
+  656  attention/flex                  LSG attention by torch's FlexAttention
+  721  attention/blocks                Which products LSG attention consists of, block by block
+  842  attention/blockwise             LSG attention one block of queries at a time, with its backward
+ 1070  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
+ 1186  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
+ 1328  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 1383  cpu/memory                      Memory on CPU that is used again
+ 1401  model/checks                    What the inputs of a model must be, said before torch fails within
+ 1502  model/cache                     What causal LSG attention keeps of the tokens before
+ 1612  model/embeddings                XLM-RoBERTa's embeddings with the global tokens before them
+ 1681  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 1927  model/labels                    What the labels of each head must be
+ 2043  model/losses                    Losses of a batch that comes in parts
+ 2097  model/lazy_logits               Logits of a large vocabulary, computed only at the positions that are looked at
+ 2184  model/trained_rows              An embedding of which the first rows alone are trained
+ 2218  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 2525  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
@@ -412,14 +412,7 @@ def block_stride(key, value, mask, first_query, projections, config):
     return _take(key, value, mask, (starts[:, None, None] + blocks[:, None] + run).flatten(1)[None])
 
 
-SPARSITY_FUNCTIONS = {
-    "norm": norm,
-    "pooling": pooling,
-    "bos_pooling": bos_pooling,
-    "lsh": lsh,
-    "stride": stride,
-    "block_stride": block_stride,
-}
+SPARSITY_FUNCTIONS = {x.__name__: x for x in (norm, pooling, bos_pooling, lsh, stride, block_stride)}
 
 
 def sparse_tokens(key, value, mask, first_query, projections, config):
@@ -560,13 +553,8 @@ def causal_attention(inputs, implementation):
 
 def eager_attention(inputs):
     """
-    Dense scores over tokens, sparse tokens and globals. A sparse token's weight is spread over its tokens.
-
-    Args:
-        inputs ([`AttentionInputs`] or [`CausalInputs`]): of which no token is missing.
-
-    Returns:
-        the context `n T h d` and the weights `n h T-num_padding T-num_padding`.
+    The context `n T h d` of `inputs` ([`AttentionInputs`] or [`CausalInputs`] of which no token is missing), and the
+    weights `n h T-num_padding T-num_padding`. A sparse token's weight is spread over its tokens.
     """
     t, m, num_global_tokens = inputs.num_tokens, inputs.sparse[0].shape[2], inputs.num_global_tokens
     weights, to_sparse, to_globals = dense_weights(inputs).split((t, m, num_global_tokens), -1)
@@ -598,14 +586,7 @@ def dense_weights(inputs):
 
 
 def full_attention(query, inputs):
-    """
-    Args:
-        query (`torch.Tensor` of shape `n h q d`).
-        inputs ([`AttentionInputs`]): whose keys and values they see.
-
-    Returns:
-        the context `n q h d`.
-    """
+    """The context `n q h d` of queries (`n h q d`) that see every key of `inputs` ([`AttentionInputs`])."""
     mask = None if inputs.mask is None else inputs.mask[:, None, None].expand(-1, -1, query.shape[2], -1)
     return product(query, inputs.key, inputs.value, mask, inputs).transpose(1, 2)
 
@@ -631,13 +612,8 @@ def product(query, key, value, mask, inputs):
 
 def windowed_attention(inputs):
     """
-    Fused kernels wherever torch has them; memory grows with `t`. Can be traced, exported and compiled.
-
-    Args:
-        inputs ([`AttentionInputs`] or [`CausalInputs`]): with queries of all positions.
-
-    Returns:
-        the context `n T h d`.
+    The context `n T h d` of `inputs` ([`AttentionInputs`] or [`CausalInputs`] with queries of all positions). Fused
+    kernels wherever torch has them; memory grows with `t`. Can be traced, exported and compiled.
     """
     (sparse_key, sparse_value, _), t, b = inputs.sparse, inputs.num_tokens, inputs.config.block_size
     num_heads, is_causal = inputs.key.shape[1], not inputs.num_blocks_ahead
@@ -694,13 +670,8 @@ def flex_attention_fits(inputs):
 
 def flex_attention(inputs):
     """
-    One kernel with a block mask of the LSG pattern; compiled by torch on first use, except on CPU.
-
-    Args:
-        inputs ([`AttentionInputs`]).
-
-    Returns:
-        the context `n T h d`.
+    The context `n T h d` of `inputs` ([`AttentionInputs`]): one kernel with a block mask of the LSG pattern,
+    compiled by torch on first use, except on CPU.
     """
     query, key, config = inputs.query, inputs.key, inputs.config
     num_global_tokens, t = inputs.num_global_tokens, inputs.num_tokens
@@ -883,13 +854,8 @@ WAY_OUT = "Load the model with attn_implementation='eager', or call model.set_at
 
 def blockwise_attention(inputs):
     """
-    For CPU: no tensor is as large as `t x window`, and blocks of padding cost nothing.
-
-    Args:
-        inputs ([`AttentionInputs`] or [`CausalInputs`]).
-
-    Returns:
-        the context `n q h d`.
+    The context `n q h d` of `inputs` ([`AttentionInputs`] or [`CausalInputs`]). For CPU: no tensor is as large as
+    `t x window`, and blocks of padding cost nothing.
 
     Raises:
         RuntimeError: second derivatives or a transform of `torch.func` are asked for.
@@ -1127,13 +1093,7 @@ def is_compiled(x):
 
 
 def compiled_attention(inputs):
-    """
-    Args:
-        inputs ([`AttentionInputs`]).
-
-    Returns:
-        the context `n T h d`.
-    """
+    """The context `n T h d` of `inputs` ([`AttentionInputs`])."""
     sparse_key, sparse_value, sparse_mask = inputs.sparse
     # What is dropped is drawn again in the backward pass, from its seed.
     seed = torch.randint(2**62, (1,)) if inputs.dropout > 0 else None

@@ -23,13 +23,8 @@ WAY_OUT = "Load the model with attn_implementation='eager', or call model.set_at
 
 def blockwise_attention(inputs):
     """
-    For CPU: no tensor is as large as `t x window`, and blocks of padding cost nothing.
-
-    Args:
-        inputs ([`AttentionInputs`] or [`CausalInputs`]).
-
-    Returns:
-        the context `n q h d`.
+    The context `n q h d` of `inputs` ([`AttentionInputs`] or [`CausalInputs`]). For CPU: no tensor is as large as
+    `t x window`, and blocks of padding cost nothing.
 
     Raises:
         RuntimeError: second derivatives or a transform of `torch.func` are asked for.

@@ -39,13 +39,7 @@ def is_compiled(x):
 
 
 def compiled_attention(inputs):
-    """
-    Args:
-        inputs ([`AttentionInputs`]).
-
-    Returns:
-        the context `n T h d`.
-    """
+    """The context `n T h d` of `inputs` ([`AttentionInputs`])."""
     sparse_key, sparse_value, sparse_mask = inputs.sparse
     # What is dropped is drawn again in the backward pass, from its seed.
     seed = torch.randint(2**62, (1,)) if inputs.dropout > 0 else None

@@ -7,13 +7,8 @@ from torch.nn.functional import dropout as apply_dropout, pad
 
 def eager_attention(inputs):
     """
-    Dense scores over tokens, sparse tokens and globals. A sparse token's weight is spread over its tokens.
-
-    Args:
-        inputs ([`AttentionInputs`] or [`CausalInputs`]): of which no token is missing.
-
-    Returns:
-        the context `n T h d` and the weights `n h T-num_padding T-num_padding`.
+    The context `n T h d` of `inputs` ([`AttentionInputs`] or [`CausalInputs`] of which no token is missing), and the
+    weights `n h T-num_padding T-num_padding`. A sparse token's weight is spread over its tokens.
     """
     t, m, num_global_tokens = inputs.num_tokens, inputs.sparse[0].shape[2], inputs.num_global_tokens
     weights, to_sparse, to_globals = dense_weights(inputs).split((t, m, num_global_tokens), -1)

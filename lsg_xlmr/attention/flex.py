@@ -24,13 +24,8 @@ def flex_attention_fits(inputs):
 
 def flex_attention(inputs):
     """
-    One kernel with a block mask of the LSG pattern; compiled by torch on first use, except on CPU.
-
-    Args:
-        inputs ([`AttentionInputs`]).
-
-    Returns:
-        the context `n T h d`.
+    The context `n T h d` of `inputs` ([`AttentionInputs`]): one kernel with a block mask of the LSG pattern,
+    compiled by torch on first use, except on CPU.
     """
     query, key, config = inputs.query, inputs.key, inputs.config
     num_global_tokens, t = inputs.num_global_tokens, inputs.num_tokens

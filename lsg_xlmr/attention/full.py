@@ -6,14 +6,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 def full_attention(query, inputs):
-    """
-    Args:
-        query (`torch.Tensor` of shape `n h q d`).
-        inputs ([`AttentionInputs`]): whose keys and values they see.
-
-    Returns:
-        the context `n q h d`.
-    """
+    """The context `n q h d` of queries (`n h q d`) that see every key of `inputs` ([`AttentionInputs`])."""
     mask = None if inputs.mask is None else inputs.mask[:, None, None].expand(-1, -1, query.shape[2], -1)
     return product(query, inputs.key, inputs.value, mask, inputs).transpose(1, 2)
 

@@ -107,14 +107,7 @@ def block_stride(key, value, mask, first_query, projections, config):
     return _take(key, value, mask, (starts[:, None, None] + blocks[:, None] + run).flatten(1)[None])
 
 
-SPARSITY_FUNCTIONS = {
-    "norm": norm,
-    "pooling": pooling,
-    "bos_pooling": bos_pooling,
-    "lsh": lsh,
-    "stride": stride,
-    "block_stride": block_stride,
-}
+SPARSITY_FUNCTIONS = {x.__name__: x for x in (norm, pooling, bos_pooling, lsh, stride, block_stride)}
 
 
 def sparse_tokens(key, value, mask, first_query, projections, config):

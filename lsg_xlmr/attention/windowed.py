@@ -9,13 +9,8 @@ from .full import product, with_globals
 
 def windowed_attention(inputs):
     """
-    Fused kernels wherever torch has them; memory grows with `t`. Can be traced, exported and compiled.
-
-    Args:
-        inputs ([`AttentionInputs`] or [`CausalInputs`]): with queries of all positions.
-
-    Returns:
-        the context `n T h d`.
+    The context `n T h d` of `inputs` ([`AttentionInputs`] or [`CausalInputs`] with queries of all positions). Fused
+    kernels wherever torch has them; memory grows with `t`. Can be traced, exported and compiled.
     """
     (sparse_key, sparse_value, _), t, b = inputs.sparse, inputs.num_tokens, inputs.config.block_size
     num_heads, is_causal = inputs.key.shape[1], not inputs.num_blocks_ahead
