@@ -4,38 +4,39 @@
 XLM-RoBERTa with LSG attention, in one file.
 
  line  section                         what it is
-   97  attention/pattern               The LSG pattern, and what every implementation of it is given
-  243  attention/causal_pattern        The causal LSG pattern, and what its implementations are given
-  312  attention/sparsity              The sparse tokens of LSG attention, made in six ways
-  482  attention/encoder_attention     LSG attention of an encoder
-  517  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
-  550  attention/eager                 LSG attention by its definition
-  584  attention/full                  Attention of the queries that see every key
-  609  attention/windowed              LSG attention by `scaled_dot_product_attention`
-  656  attention/flex                  LSG attention by torch's FlexAttention
-  721  attention/blocks                Which products LSG attention consists of, block by block
-  842  attention/blockwise             LSG attention one block of queries at a time, with its backward
- 1070  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
- 1186  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
- 1328  cpu/dropout                     Dropout on CPU that spends one random byte an element
- 1383  cpu/memory                      Memory on CPU that is used again
- 1401  model/checks                    What the inputs of a model must be, said before torch fails within
- 1502  model/cache                     What causal LSG attention keeps of the tokens before
- 1612  model/embeddings                XLM-RoBERTa's embeddings with the global tokens before them
- 1681  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 1927  model/labels                    What the labels of each head must be
- 2043  model/losses                    Losses of a batch that comes in parts
- 2097  model/lazy_logits               Logits of a large vocabulary, computed only at the positions that are looked at
- 2184  model/trained_rows              An embedding of which the first rows alone are trained
- 2218  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 2525  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+  111  attention/pattern               The LSG pattern, and what every implementation of it is given
+  257  attention/causal_pattern        The causal LSG pattern, and what its implementations are given
+  326  attention/sparsity              The sparse tokens of LSG attention, made in six ways
+  496  attention/encoder_attention     LSG attention of an encoder
+  531  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
+  564  attention/eager                 LSG attention by its definition
+  598  attention/full                  Attention of the queries that see every key
+  623  attention/windowed              LSG attention by `scaled_dot_product_attention`
+  670  attention/flex                  LSG attention by torch's FlexAttention
+  735  attention/blocks                Which products LSG attention consists of, block by block
+  856  attention/blockwise             LSG attention one block of queries at a time, with its backward
+ 1084  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
+ 1200  cpu/plain                       Which modules may be called in pieces and on other threads
+ 1255  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
+ 1409  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 1465  cpu/memory                      Memory on CPU that is used again
+ 1483  model/checks                    What the inputs of a model must be, said before torch fails within
+ 1584  model/cache                     What causal LSG attention keeps of the tokens before
+ 1694  model/embeddings                XLM-RoBERTa's embeddings with the global tokens before them
+ 1763  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 2013  model/labels                    What the labels of each head must be
+ 2129  model/losses                    Losses of a batch that comes in parts
+ 2183  model/lazy_logits               Logits of a large vocabulary, computed only at the positions that are looked at
+ 2270  model/trained_rows              An embedding of which the first rows alone are trained
+ 2304  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 2611  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
 import re
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import copy_context
 from copy import deepcopy
@@ -51,6 +52,7 @@ import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention as torch_flex_attention
 from torch.nn.functional import dropout as apply_dropout, pad, scaled_dot_product_attention
+from torch.nn.modules.module import _has_any_global_hook
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -60,6 +62,13 @@ from transformers import (
     EncoderDecoderModel,
     PretrainedConfig,
 )
+from transformers.activations import (
+    FastGELUActivation,
+    GELUActivation,
+    NewGELUActivation,
+    QuickGELUActivation,
+    SiLUActivation,
+)
 from transformers.cache_utils import DynamicLayer
 from transformers.initialization import no_init_weights
 from transformers.integrations.flex_attention import compile_friendly_flex_attention
@@ -67,6 +76,8 @@ from transformers.loss.loss_utils import fixed_cross_entropy
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, MaskedLMOutput
 from transformers.models.xlm_roberta.modeling_xlm_roberta import (
+    XLMRobertaAttention,
+    XLMRobertaCrossAttention,
     XLMRobertaEmbeddings,
     XLMRobertaEncoder,
     XLMRobertaForCausalLM,
@@ -75,8 +86,11 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import (
     XLMRobertaForQuestionAnswering,
     XLMRobertaForSequenceClassification,
     XLMRobertaForTokenClassification,
+    XLMRobertaIntermediate,
     XLMRobertaLayer,
+    XLMRobertaLMHead,
     XLMRobertaModel,
+    XLMRobertaOutput,
     XLMRobertaPooler,
     XLMRobertaPreTrainedModel,
     XLMRobertaSelfAttention,
@@ -1183,6 +1197,61 @@ def _is_exporting():
     return getattr(torch.compiler, "is_exporting", lambda: False)()  # since torch 2.7
 
 
+# ==== cpu/plain ======================================================================================================
+# Which modules may be called in pieces and on other threads: those known to give the same numbers so.
+#
+# A quantized layer may set scales by all that it is given, or rearrange itself at its first call; an adapter, a hook
+# or one's own layer may do anything. What is not known here is called as stock calls it: once a layer, with the whole
+# tensors, on the caller's thread.
+
+
+_STOCK = (
+    *(nn.Linear, nn.LayerNorm, nn.Dropout, nn.ModuleList, nn.Identity),
+    *(GELUActivation, NewGELUActivation, FastGELUActivation, QuickGELUActivation, SiLUActivation),
+    *(nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh),
+    *(XLMRobertaAttention, XLMRobertaCrossAttention, XLMRobertaIntermediate, XLMRobertaOutput, XLMRobertaLMHead),
+)
+_PLAIN = {cls: cls.forward for cls in _STOCK}  # with the `forward` it is known by: others may put theirs in its place
+# What is of the class, a submodule or a parameter as long as nobody has put another thing in its place.
+_REPLACEABLE = {
+    *("forward", "_call_impl", "_compiled_call_impl", "_hf_hook"),
+    *("weight", "bias", "intermediate_act_fn"),
+}
+TENSORS = (nn.Parameter, torch.Tensor)  # and no subclass: quantized and distributed tensors are such
+_OBSERVERS = "transformers.utils.output_capturing"  # whose hooks note `hidden_states` and `attentions`
+
+
+def plain(cls):
+    """Class decorator: modules of `cls` itself work in pieces and on any thread, where those within them do."""
+    _PLAIN[cls] = cls.forward
+    return cls
+
+
+def is_plain(module):
+    """
+    Whether `module` (`nn.Module`) and all in it may be called in pieces and on other threads: in evaluation mode, each
+    of a class that is known and as that class made it, with ordinary weights and without hooks. To be asked anew at
+    every call: hooks and adapters come and go.
+    """
+    modules = [module]
+    for module in modules:  # which grows meanwhile
+        cls, attributes = type(module), vars(module)
+        if _PLAIN.get(cls) is not cls.forward or not _REPLACEABLE.isdisjoint(attributes) or attributes["training"]:
+            return False
+        hooks = attributes["_forward_hooks"]
+        if attributes["_forward_pre_hooks"] or (hooks and not all(map(_only_observes, hooks.values()))):
+            return False
+        for tensor in attributes["_parameters"].values():
+            if tensor is not None and (type(tensor) not in TENSORS or not tensor.is_floating_point()):
+                return False
+        modules += attributes["_modules"].values()
+    return not _has_any_global_hook()
+
+
+def _only_observes(hook):
+    return getattr(hook, "__module__", None) == _OBSERVERS
+
+
 # ==== cpu/threads ====================================================================================================
 # Work on CPU in pieces, several at a time, each on one thread.
 #
@@ -1199,14 +1268,14 @@ POSITIONS, POSITIONS_SHARED = 256, 1024
 
 
 def runs_in_pieces(x):
-    """Whether work on `x` (`torch.Tensor`) is best done piece by piece."""
-    return x.device.type in PIECEWISE_DEVICES and not is_tracing(x)
+    """Whether work on `x` (`torch.Tensor`, of no subclass) is best done piece by piece."""
+    return x.device.type in PIECEWISE_DEVICES and not is_tracing(x) and type(x) in TENSORS
 
 
 def has_own_threads(x):
     """
     Whether work on `x` (`torch.Tensor`) may leave the caller's thread: not where gradients or autocast, a transform of
-    `torch.func` or a dispatch mode hold for that thread, nor where it has only one to work on.
+    `torch.func` or a mode that sees operations hold for that thread, nor where it has only one to work on.
     """
     return (
         runs_in_pieces(x)
@@ -1215,16 +1284,30 @@ def has_own_threads(x):
         and not torch.is_autocast_enabled("cpu")
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
     )
 
 
 def run_on_own_threads(function, *args, **kwargs):
     """
     `function(*args, **kwargs)` without gradients, on a thread of ours whose torch operations are not cut into parts.
-    [`run_in_parallel`] within it has as many threads as torch would use here.
+    [`run_in_parallel`] within it has as many threads as torch would use here. Where the caller is interrupted the work
+    ends with the pieces that have begun.
     """
     pool, inference_mode = _thread_pool(torch.get_num_threads()), torch.is_inference_mode_enabled()
-    return pool.submit(copy_context().run, _without_gradients, inference_mode, function, args, kwargs).result()
+    interrupted, work = threading.Event(), []
+
+    def run():
+        _own.interrupted = interrupted
+        return _without_gradients(inference_mode, function, args, kwargs)
+
+    try:
+        work.append(pool.submit(copy_context().run, run))
+        return work[0].result()
+    except BaseException:
+        interrupted.set()
+        wait(work)
+        raise
 
 
 def run_in_parallel(function, pieces):
@@ -1237,14 +1320,17 @@ def run_in_parallel(function, pieces):
         for piece in pieces:
             function(piece)
         return
-    queue = deque(pieces)
+    queue, interrupted = deque(pieces), _own.interrupted
 
     def work():
+        _own.interrupted = interrupted
         while queue:
             try:
                 piece = queue.popleft()
             except IndexError:  # another thread was quicker
                 return
+            if interrupted.is_set():
+                raise CancelledError
             function(piece)
 
     mode = torch.is_inference_mode_enabled()
@@ -1254,10 +1340,11 @@ def run_in_parallel(function, pieces):
         work()
     finally:
         queue.clear()
-        for helper in helpers:
-            # One that has not begun is not waited for: all threads may be at other callers' work.
-            if not helper.cancel():
-                helper.result()
+        # One that has not begun is not waited for: all threads may be at other callers' work.
+        begun = [helper for helper in helpers if not helper.cancel()]
+        wait(begun)
+    for helper in begun:
+        helper.result()
 
 
 def num_parallel():
@@ -1268,16 +1355,15 @@ def num_parallel():
 def in_pieces(function, modules, *states, num_results=1):
     """
     `function` of `states` (each `(batch_size, length, hidden_size)`), which treats every position by itself and gives
-    a tuple of `num_results` more such tensors. On CPU and without gradients, some positions at a time, unless one of
-    the `modules` that it calls has hooks, which are to see the whole, or is in train mode, where random numbers are
-    drawn in turn, or autocast chooses the results' dtype.
+    a tuple of `num_results` more such tensors. On CPU, without gradients and where autocast does not choose the
+    results' dtype, some positions at a time, if all `modules` that it calls are plain ([`is_plain`]).
     """
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not runs_in_pieces(states[0]):
         return function(*states)
     num_positions, num_threads = states[0].shape[:2].numel(), num_parallel()
     size = POSITIONS_SHARED if num_threads == 1 else POSITIONS
     num_pieces = max(1, round(num_positions / (size * num_threads))) * num_threads
-    if num_pieces == 1 or any(map(_is_watched, modules)):
+    if num_pieces == 1 or not all(map(is_plain, modules)):
         return function(*states)
     results = [torch.empty_like(states[0], memory_format=torch.contiguous_format) for _ in range(num_results)]
 
@@ -1289,7 +1375,7 @@ def in_pieces(function, modules, *states, num_results=1):
     return results
 
 
-_own = threading.local()  # set in threads of ours: their pool and its size
+_own = threading.local()  # set in threads of ours: their pool, its size, and what tells that they are to end
 
 
 @lru_cache
@@ -1303,8 +1389,10 @@ def _thread_pool(num_threads):
         _own.pool, _own.num_threads = pool, num_threads
 
     pool = ThreadPoolExecutor(num_threads, "lsg", start)
-    list(pool.map(lambda _: all_started.wait(), range(num_threads)))
-    torch.set_num_threads(num_threads)  # `start` has changed the default of threads to come, too
+    try:
+        list(pool.map(lambda _: all_started.wait(), range(num_threads)))
+    finally:
+        torch.set_num_threads(num_threads)  # `start` has changed the default of threads to come, too
     return pool
 
 
@@ -1316,13 +1404,6 @@ def _without_gradients(inference_mode, function, args, kwargs):
     """Both modes are a thread's own, and ours begin with gradients."""
     with torch.inference_mode(inference_mode), torch.no_grad():
         return function(*args, **kwargs)
-
-
-def _is_watched(module):
-    """Whether `module` (`nn.Module`) is in train mode, or has hooks or a `forward` other than its class's in it."""
-    return module.training or any(
-        m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in module.modules()
-    )
 
 
 # ==== cpu/dropout ====================================================================================================
@@ -1364,6 +1445,7 @@ def kept_elements(random, thresholds, out):
     return out.copy_(random).ge_(thresholds)
 
 
+@plain
 class LSGDropout(nn.Dropout):
     """torch's dropout, drawn several times quicker on CPU; see [`draw_dropout`]."""
 
@@ -1685,6 +1767,7 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
 logger = logging.get_logger(__name__)
 
 
+@plain
 class LSGAttention(XLMRobertaSelfAttention):
     """XLM-RoBERTa's self-attention with the LSG product in the place of the dense one."""
 
@@ -1778,6 +1861,7 @@ class LSGAttention(XLMRobertaSelfAttention):
         )
 
 
+@plain
 class LSGSelfOutput(XLMRobertaSelfOutput):
     """XLM-RoBERTa's projection of the context; see [`in_pieces`]."""
 
@@ -1795,6 +1879,7 @@ class LSGSelfOutput(XLMRobertaSelfOutput):
         return in_pieces(lambda *states: (forward(*states),), self.children(), hidden_states, input_tensor)[0]
 
 
+@plain
 class LSGLayer(XLMRobertaLayer):
     """
     XLM-RoBERTa's layer on globals, tokens and padding together. Takes and returns them apart, so that the hidden
@@ -1880,7 +1965,8 @@ class LSGEncoder(XLMRobertaEncoder):
         states = hidden_states, global_states, hidden_states.new_zeros(batch_size, padding, hidden_size)
         kwargs["encoder_hidden_states"] = encoder_hidden_states
         is_dense = self.config._attn_implementation == "eager" or kwargs.get("output_attentions")
-        if not (is_dense or length <= 2 * block_size or self.training) and has_own_threads(hidden_states):
+        is_blockwise = length > 2 * block_size and not is_dense
+        if is_blockwise and has_own_threads(hidden_states) and is_plain(self.layer):
             states = run_on_own_threads(self._run_layers, attention_mask, *states, **kwargs)
         else:
             states = self._run_layers(attention_mask, *states, **kwargs)

@@ -30,6 +30,7 @@ SOURCES = {
         "attention/blocks.py",
         "attention/blockwise.py",
         "attention/compiled.py",
+        "cpu/plain.py",
         "cpu/threads.py",
         "cpu/dropout.py",
         "cpu/memory.py",
@@ -132,7 +133,7 @@ def _import_block(imports):
 def _import_order(name_and_alias):
     """Constants, then classes, then the rest, as isort has it."""
     name = name_and_alias[0]
-    return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2), name.lower()
 
 
 def _group(module):

@@ -4,6 +4,7 @@
 import torch
 from torch import nn
 
+from .plain import plain
 from .threads import runs_in_pieces
 
 
@@ -42,6 +43,7 @@ def kept_elements(random, thresholds, out):
     return out.copy_(random).ge_(thresholds)
 
 
+@plain
 class LSGDropout(nn.Dropout):
     """torch's dropout, drawn several times quicker on CPU; see [`draw_dropout`]."""
 

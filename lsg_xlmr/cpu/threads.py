@@ -11,12 +11,14 @@ some milliseconds, and take the cores from ours. So a whole encoder runs on thre
 import os
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from functools import lru_cache
 
 import torch
 from transformers.utils.import_utils import is_tracing
+
+from .plain import TENSORS, is_plain
 
 
 # Where a loop over pieces is no slower than one big operation, and spares its memory.
@@ -26,14 +28,14 @@ POSITIONS, POSITIONS_SHARED = 256, 1024
 
 
 def runs_in_pieces(x):
-    """Whether work on `x` (`torch.Tensor`) is best done piece by piece."""
-    return x.device.type in PIECEWISE_DEVICES and not is_tracing(x)
+    """Whether work on `x` (`torch.Tensor`, of no subclass) is best done piece by piece."""
+    return x.device.type in PIECEWISE_DEVICES and not is_tracing(x) and type(x) in TENSORS
 
 
 def has_own_threads(x):
     """
     Whether work on `x` (`torch.Tensor`) may leave the caller's thread: not where gradients or autocast, a transform of
-    `torch.func` or a dispatch mode hold for that thread, nor where it has only one to work on.
+    `torch.func` or a mode that sees operations hold for that thread, nor where it has only one to work on.
     """
     return (
         runs_in_pieces(x)
@@ -42,16 +44,30 @@ def has_own_threads(x):
         and not torch.is_autocast_enabled("cpu")
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
     )
 
 
 def run_on_own_threads(function, *args, **kwargs):
     """
     `function(*args, **kwargs)` without gradients, on a thread of ours whose torch operations are not cut into parts.
-    [`run_in_parallel`] within it has as many threads as torch would use here.
+    [`run_in_parallel`] within it has as many threads as torch would use here. Where the caller is interrupted the work
+    ends with the pieces that have begun.
     """
     pool, inference_mode = _thread_pool(torch.get_num_threads()), torch.is_inference_mode_enabled()
-    return pool.submit(copy_context().run, _without_gradients, inference_mode, function, args, kwargs).result()
+    interrupted, work = threading.Event(), []
+
+    def run():
+        _own.interrupted = interrupted
+        return _without_gradients(inference_mode, function, args, kwargs)
+
+    try:
+        work.append(pool.submit(copy_context().run, run))
+        return work[0].result()
+    except BaseException:
+        interrupted.set()
+        wait(work)
+        raise
 
 
 def run_in_parallel(function, pieces):
@@ -64,14 +80,17 @@ def run_in_parallel(function, pieces):
         for piece in pieces:
             function(piece)
         return
-    queue = deque(pieces)
+    queue, interrupted = deque(pieces), _own.interrupted
 
     def work():
+        _own.interrupted = interrupted
         while queue:
             try:
                 piece = queue.popleft()
             except IndexError:  # another thread was quicker
                 return
+            if interrupted.is_set():
+                raise CancelledError
             function(piece)
 
     mode = torch.is_inference_mode_enabled()
@@ -81,10 +100,11 @@ def run_in_parallel(function, pieces):
         work()
     finally:
         queue.clear()
-        for helper in helpers:
-            # One that has not begun is not waited for: all threads may be at other callers' work.
-            if not helper.cancel():
-                helper.result()
+        # One that has not begun is not waited for: all threads may be at other callers' work.
+        begun = [helper for helper in helpers if not helper.cancel()]
+        wait(begun)
+    for helper in begun:
+        helper.result()
 
 
 def num_parallel():
@@ -95,16 +115,15 @@ def num_parallel():
 def in_pieces(function, modules, *states, num_results=1):
     """
     `function` of `states` (each `(batch_size, length, hidden_size)`), which treats every position by itself and gives
-    a tuple of `num_results` more such tensors. On CPU and without gradients, some positions at a time, unless one of
-    the `modules` that it calls has hooks, which are to see the whole, or is in train mode, where random numbers are
-    drawn in turn, or autocast chooses the results' dtype.
+    a tuple of `num_results` more such tensors. On CPU, without gradients and where autocast does not choose the
+    results' dtype, some positions at a time, if all `modules` that it calls are plain ([`is_plain`]).
     """
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not runs_in_pieces(states[0]):
         return function(*states)
     num_positions, num_threads = states[0].shape[:2].numel(), num_parallel()
     size = POSITIONS_SHARED if num_threads == 1 else POSITIONS
     num_pieces = max(1, round(num_positions / (size * num_threads))) * num_threads
-    if num_pieces == 1 or any(map(_is_watched, modules)):
+    if num_pieces == 1 or not all(map(is_plain, modules)):
         return function(*states)
     results = [torch.empty_like(states[0], memory_format=torch.contiguous_format) for _ in range(num_results)]
 
@@ -116,7 +135,7 @@ def in_pieces(function, modules, *states, num_results=1):
     return results
 
 
-_own = threading.local()  # set in threads of ours: their pool and its size
+_own = threading.local()  # set in threads of ours: their pool, its size, and what tells that they are to end
 
 
 @lru_cache
@@ -130,8 +149,10 @@ def _thread_pool(num_threads):
         _own.pool, _own.num_threads = pool, num_threads
 
     pool = ThreadPoolExecutor(num_threads, "lsg", start)
-    list(pool.map(lambda _: all_started.wait(), range(num_threads)))
-    torch.set_num_threads(num_threads)  # `start` has changed the default of threads to come, too
+    try:
+        list(pool.map(lambda _: all_started.wait(), range(num_threads)))
+    finally:
+        torch.set_num_threads(num_threads)  # `start` has changed the default of threads to come, too
     return pool
 
 
@@ -143,10 +164,3 @@ def _without_gradients(inference_mode, function, args, kwargs):
     """Both modes are a thread's own, and ours begin with gradients."""
     with torch.inference_mode(inference_mode), torch.no_grad():
         return function(*args, **kwargs)
-
-
-def _is_watched(module):
-    """Whether `module` (`nn.Module`) is in train mode, or has hooks or a `forward` other than its class's in it."""
-    return module.training or any(
-        m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in module.modules()
-    )

@@ -18,6 +18,7 @@ from ..attention.encoder_attention import lsg_attention
 from ..attention.pattern import AttentionInputs
 from ..attention.sparsity import lsh_cluster_counts, lsh_projections
 from ..cpu.dropout import LSGDropout
+from ..cpu.plain import is_plain, plain
 from ..cpu.threads import has_own_threads, in_pieces, run_on_own_threads
 from .cache import CACHE, LSGCacheLayer, self_attention_cache
 from .checks import check_states
@@ -26,6 +27,7 @@ from .checks import check_states
 logger = logging.get_logger(__name__)
 
 
+@plain
 class LSGAttention(XLMRobertaSelfAttention):
     """XLM-RoBERTa's self-attention with the LSG product in the place of the dense one."""
 
@@ -119,6 +121,7 @@ class LSGAttention(XLMRobertaSelfAttention):
         )
 
 
+@plain
 class LSGSelfOutput(XLMRobertaSelfOutput):
     """XLM-RoBERTa's projection of the context; see [`in_pieces`]."""
 
@@ -136,6 +139,7 @@ class LSGSelfOutput(XLMRobertaSelfOutput):
         return in_pieces(lambda *states: (forward(*states),), self.children(), hidden_states, input_tensor)[0]
 
 
+@plain
 class LSGLayer(XLMRobertaLayer):
     """
     XLM-RoBERTa's layer on globals, tokens and padding together. Takes and returns them apart, so that the hidden
@@ -221,7 +225,8 @@ class LSGEncoder(XLMRobertaEncoder):
         states = hidden_states, global_states, hidden_states.new_zeros(batch_size, padding, hidden_size)
         kwargs["encoder_hidden_states"] = encoder_hidden_states
         is_dense = self.config._attn_implementation == "eager" or kwargs.get("output_attentions")
-        if not (is_dense or length <= 2 * block_size or self.training) and has_own_threads(hidden_states):
+        is_blockwise = length > 2 * block_size and not is_dense
+        if is_blockwise and has_own_threads(hidden_states) and is_plain(self.layer):
             states = run_on_own_threads(self._run_layers, attention_mask, *states, **kwargs)
         else:
             states = self._run_layers(attention_mask, *states, **kwargs)

@@ -1,10 +1,16 @@
 """Work shared out among threads gives what one thread gives, and leaves to the caller what only it can do."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from repository import ROOT
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lsg_xlmr import LSGXLMRobertaModel
@@ -133,6 +139,29 @@ def test_dispatch_modes_see_every_operation(model, token_ids):
         assert count() == expected
 
 
+def test_function_modes_see_every_operation(model, token_ids):
+    class Names(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            names.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    names = []
+    with torch.no_grad(), Names():
+        model(token_ids(1, 40))
+    assert names.count("layer_norm") >= 4
+
+
+def test_tensors_of_a_subclass_stay_whole(model):
+    class Tagged(torch.Tensor):
+        pass
+
+    states = torch.randn(1, 40, 32).as_subclass(Tagged)
+    seen = []
+    with torch.no_grad():
+        (found,) = in_pieces(lambda x: (seen.append(x.shape), x)[1:], [model.encoder.layer[0].output.dense], states)
+    assert type(found) is Tagged and seen == [(1, 40, 32)]
+
+
 def test_a_function_of_torch_func_sees_every_operation(model):
     states = torch.randn(3, 20, 32)
     linear = torch.nn.Linear(32, 32).eval()
@@ -151,3 +180,68 @@ def test_a_forked_process_has_threads_of_its_own():
         run_on_own_threads(run_in_parallel, done.append, [0, 1, 2])
         os._exit(0 if sorted(done) == [0, 1, 2] else 1)
     assert os.waitpid(process, 0)[1] == 0
+
+
+# Ctrl-C in the midst of some minutes of work; printed is how many seconds of a processor one second after it takes.
+INTERRUPTED = """
+import os, signal, threading, time
+import torch
+from lsg_xlmr import LSGConfig, LSGXLMRobertaModel
+
+torch.set_num_threads(2)
+config = LSGConfig(vocab_size=99, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+                   max_position_embeddings=4098)
+model = LSGXLMRobertaModel(config).eval()
+model.encoder.layer.extend([model.encoder.layer[1]] * 5000)
+ids = torch.randint(5, 99, (2, 4096))
+text = ids[:1, :400]
+with torch.no_grad():
+    shallow = LSGXLMRobertaModel(config).eval()
+    expected = shallow(text).last_hidden_state
+    threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        model(ids)
+    except KeyboardInterrupt:
+        pass
+    else:
+        raise SystemExit("not interrupted")
+    before = time.process_time()
+    time.sleep(1)
+    print(time.process_time() - before)
+    torch.testing.assert_close(shallow(text).last_hidden_state, expected, rtol=0, atol=1e-5)
+"""
+
+
+def test_an_interrupt_ends_the_work():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], env=environment, capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout) < 0.3
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no alarms on this system")
+def test_whatever_ends_the_waiting_ends_the_work():
+    """Here the handler of an alarm, which raises an exception of its own."""
+
+    class Alarm(BaseException):
+        pass
+
+    def ring(*args):
+        raise Alarm
+
+    def piece(number):
+        done.append(number)
+        time.sleep(0.005)
+
+    done, before = [], signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(Alarm):
+            run_on_own_threads(run_in_parallel, piece, list(range(20_000)))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    number = len(done)
+    time.sleep(0.1)
+    assert 0 < number == len(done) < 20_000

@@ -1,0 +1,73 @@
+# Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
+"""
+Which modules may be called in pieces and on other threads: those known to give the same numbers so.
+
+A quantized layer may set scales by all that it is given, or rearrange itself at its first call; an adapter, a hook
+or one's own layer may do anything. What is not known here is called as stock calls it: once a layer, with the whole
+tensors, on the caller's thread.
+"""
+
+import torch
+from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
+from transformers.activations import (
+    FastGELUActivation,
+    GELUActivation,
+    NewGELUActivation,
+    QuickGELUActivation,
+    SiLUActivation,
+)
+from transformers.models.xlm_roberta.modeling_xlm_roberta import (
+    XLMRobertaAttention,
+    XLMRobertaCrossAttention,
+    XLMRobertaIntermediate,
+    XLMRobertaLMHead,
+    XLMRobertaOutput,
+)
+
+
+_STOCK = (
+    *(nn.Linear, nn.LayerNorm, nn.Dropout, nn.ModuleList, nn.Identity),
+    *(GELUActivation, NewGELUActivation, FastGELUActivation, QuickGELUActivation, SiLUActivation),
+    *(nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh),
+    *(XLMRobertaAttention, XLMRobertaCrossAttention, XLMRobertaIntermediate, XLMRobertaOutput, XLMRobertaLMHead),
+)
+_PLAIN = {cls: cls.forward for cls in _STOCK}  # with the `forward` it is known by: others may put theirs in its place
+# What is of the class, a submodule or a parameter as long as nobody has put another thing in its place.
+_REPLACEABLE = {
+    *("forward", "_call_impl", "_compiled_call_impl", "_hf_hook"),
+    *("weight", "bias", "intermediate_act_fn"),
+}
+TENSORS = (nn.Parameter, torch.Tensor)  # and no subclass: quantized and distributed tensors are such
+_OBSERVERS = "transformers.utils.output_capturing"  # whose hooks note `hidden_states` and `attentions`
+
+
+def plain(cls):
+    """Class decorator: modules of `cls` itself work in pieces and on any thread, where those within them do."""
+    _PLAIN[cls] = cls.forward
+    return cls
+
+
+def is_plain(module):
+    """
+    Whether `module` (`nn.Module`) and all in it may be called in pieces and on other threads: in evaluation mode, each
+    of a class that is known and as that class made it, with ordinary weights and without hooks. To be asked anew at
+    every call: hooks and adapters come and go.
+    """
+    modules = [module]
+    for module in modules:  # which grows meanwhile
+        cls, attributes = type(module), vars(module)
+        if _PLAIN.get(cls) is not cls.forward or not _REPLACEABLE.isdisjoint(attributes) or attributes["training"]:
+            return False
+        hooks = attributes["_forward_hooks"]
+        if attributes["_forward_pre_hooks"] or (hooks and not all(map(_only_observes, hooks.values()))):
+            return False
+        for tensor in attributes["_parameters"].values():
+            if tensor is not None and (type(tensor) not in TENSORS or not tensor.is_floating_point()):
+                return False
+        modules += attributes["_modules"].values()
+    return not _has_any_global_hook()
+
+
+def _only_observes(hook):
+    return getattr(hook, "__module__", None) == _OBSERVERS
