@@ -21,15 +21,15 @@ XLM-RoBERTa with LSG attention, in one file.
  1409  cpu/dropout                     Dropout on CPU that spends one random byte an element
  1465  cpu/memory                      Memory on CPU that is used again
  1483  model/checks                    What the inputs of a model must be, said before torch fails within
- 1584  model/cache                     What causal LSG attention keeps of the tokens before
- 1694  model/embeddings                XLM-RoBERTa's embeddings with the global tokens before them
- 1763  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 2013  model/labels                    What the labels of each head must be
- 2129  model/losses                    Losses of a batch that comes in parts
- 2183  model/lazy_logits               Logits of a large vocabulary, computed only at the positions that are looked at
- 2270  model/trained_rows              An embedding of which the first rows alone are trained
- 2304  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 2611  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+ 1607  model/cache                     What causal LSG attention keeps of the tokens before
+ 1717  model/embeddings                XLM-RoBERTa's embeddings with the global tokens before them
+ 1788  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 2038  model/labels                    What the labels of each head must be
+ 2154  model/losses                    Losses of a batch that comes in parts
+ 2208  model/lazy_logits               Logits of a large vocabulary, computed only at the positions that are looked at
+ 2295  model/trained_rows              An embedding of which the first rows alone are trained
+ 2329  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 2643  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
@@ -1486,6 +1486,22 @@ def keep_freed_memory():
 
 
 ID_DTYPES = (torch.int64, torch.int32)  # those of torch's embedding
+OWN_GLOBALS = "LSG attention has global tokens of its own beside the text's, as many as `num_global_tokens` says"
+# Arguments of other models and of older ones, which the stock heads drop without a word.
+OF_OTHERS = {
+    "global_attention_mask": f"{OWN_GLOBALS}, which see and are seen by all. Leave it out.",
+    "head_mask": "transformers 5 has none. Set columns of `attention.output.dense.weight` to 0, a head's each.",
+}
+
+
+def check_arguments(kwargs):
+    """
+    Raises:
+        TypeError: one of `kwargs` (`dict`) is an argument of other models whose effect would be missed.
+    """
+    for name, instead in OF_OTHERS.items():
+        if kwargs.get(name) is not None:
+            raise TypeError(f"LSG models take no `{name}`: {instead}")
 
 
 def check_ids(name, ids, size, shape=None):
@@ -1535,18 +1551,25 @@ def check_states(name, states, hidden_size, batch_size=None):
 
 
 def check_mask(mask, batch_size, length):
-    """Of `mask` (`torch.Tensor` of shape `(batch_size, length)`): 0 where a token is hidden."""
+    """Of `mask` (`torch.Tensor` of shape `(batch_size, length)`): 0 where a token is hidden, 1 elsewhere."""
     _check_tensor("attention_mask", mask)
     if mask.shape != (batch_size, length):
         raise ValueError(
             f"`attention_mask` has shape {tuple(mask.shape)}, but LSG attention takes one value per token, those in "
             f"the cache included: {(batch_size, length)}."
         )
-    if mask.dtype != torch.bool and _can_be_looked_at(mask) and not (mask >= 0).all():
-        raise ValueError(
-            f"`attention_mask` holds {mask.min().item()}, where LSG attention takes 1 for a token and 0 for padding; "
-            "masks that are added to scores have other numbers."
-        )
+    if mask.dtype == torch.bool or not _can_be_looked_at(mask):
+        return
+    lowest, highest = (x.item() for x in mask.aminmax())
+    if not lowest >= 0:
+        found, meant = lowest, "masks that are added to scores have other numbers."
+    elif highest > 1:
+        found, meant = highest, f"{OWN_GLOBALS}, and no token of the text is marked as one."
+    else:
+        return
+    raise ValueError(
+        f"`attention_mask` holds {found}, where LSG attention takes 1 for a token and 0 for padding; {meant}"
+    )
 
 
 def check_place(name, tensor, weight):
@@ -1744,11 +1767,13 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
             elif input_ids is not None:
                 length = cache_length + int(input_ids.ne(self.padding_idx).sum(1).max())
             if length > maximum:
+                ways_out = f"Truncate the input (`truncation=True, max_length={maximum}`)"
+                if input_ids is None:  # as peft's prompt tuning has it
+                    ways_out = "Truncate the text: what stands before it, as in prompt tuning, takes positions too"
                 raise ValueError(
                     f"The input has {length} tokens, but the model has positions for {maximum} "
-                    f"(max_position_embeddings={self.config.max_position_embeddings}). Truncate the input "
-                    f"(`truncation=True, max_length={maximum}`), or convert the checkpoint to a longer "
-                    "max_sequence_length."
+                    f"(max_position_embeddings={self.config.max_position_embeddings}). {ways_out}, or convert the "
+                    "checkpoint to a longer max_sequence_length."
                 )
         block_size = self.config.block_size
         if not self.config.adaptive and not self.config.is_decoder and length > 2 * block_size and length % block_size:
@@ -2419,6 +2444,7 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
         **kwargs,
     ):
         # Here, because the stock forward takes these apart before the embeddings see them.
+        check_arguments(kwargs)
         check_ids("input_ids", input_ids, self.config.vocab_size)
         check_states("inputs_embeds", inputs_embeds, self.config.hidden_size)
         if kwargs.get(CACHE) is not None and not self.config.is_stock:
@@ -2476,6 +2502,7 @@ class _LSGHead:
     def __init__(self, config):
         _validate(config)
         num_hidden_layers = config.num_hidden_layers
+        checkpointing = getattr(config, "gradient_checkpointing", False)
         with no_init_weights():
             # The stock encoder goes again: with one layer, and no initial weights, it costs neither time nor memory.
             config.num_hidden_layers = 1
@@ -2483,14 +2510,12 @@ class _LSGHead:
                 super().__init__(config)
             finally:
                 config.num_hidden_layers = num_hidden_layers
-            # An old config may ask for checkpointing: the encoder above has taken the request.
-            checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+            if checkpointing:  # an old config's request, which the encoder above has taken
+                config.gradient_checkpointing = True
             # transformers 5.0 builds the multiple choice head without the pooler that its forward needs
             has_pooler = self.roberta.pooler is not None or isinstance(self, XLMRobertaForMultipleChoice)
             self.roberta = LSGXLMRobertaModel(config, add_pooling_layer=has_pooler)
         self.post_init()
-        if checkpointing:
-            self.gradient_checkpointing_enable()
 
 
 class LSGXLMRobertaForMaskedLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForMaskedLM):
@@ -2540,10 +2565,17 @@ class LSGXLMRobertaForCausalLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobert
         [`~transformers.GenerationMixin.generate`].
 
         Raises:
-            ValueError: the model is no decoder, or is given positions.
+            TypeError, ValueError: the model is no decoder, or is an assistant or given positions, which are for the
+                stock decoder alone.
         """
+        check_arguments(kwargs)
         if not self.config.is_decoder:
             raise ValueError("A model that sees both sides cannot generate: load it with is_decoder=True.")
+        if getattr(kwargs.get("generation_config"), "is_assistant", False) and not self.config.is_stock:
+            raise ValueError(
+                "An LSG decoder cannot be an `assistant_model`: it does not keep the tokens it would have to go back "
+                "to. Load it with dense_decoder=True."
+            )
         if kwargs.get("position_ids") is not None and not self.config.is_stock:
             raise ValueError("`generate` counts positions itself, by the attention_mask: leave `position_ids` out.")
         return super().generate(*args, **kwargs)

@@ -1,6 +1,8 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
 """LSG (local + sparse + global) attention for XLM-RoBERTa: long documents with existing checkpoints."""
 
+import transformers
+
 from .configuration_lsg import LSGConfig, LSGEncoderDecoderConfig, LSGXLMRobertaConfig, TravelsWithItsCode
 from .conversion import LSGConverter
 from .conversion.drop_in import write_drop_in_files
@@ -18,6 +20,12 @@ from .model.modeling_lsg_xlm_roberta import (
 )
 from .onnx import export_onnx
 
+
+# Transformers' Auto classes make this package's models of this package's configurations. All others are as before.
+for _config in (LSGConfig, LSGEncoderDecoderConfig):
+    for _name, _of_folder in _config.AUTO_MAP.items():
+        if _name != "AutoConfig":
+            getattr(transformers, _name).register(_config, globals()[_of_folder.split(".")[-1]], exist_ok=True)
 
 # The files of a checkpoint copy themselves on save; those of this package must be merged first.
 TravelsWithItsCode.write_code = lambda self, save_directory: write_drop_in_files(save_directory)

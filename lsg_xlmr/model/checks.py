@@ -9,6 +9,22 @@ from transformers.utils.import_utils import is_tracing
 
 
 ID_DTYPES = (torch.int64, torch.int32)  # those of torch's embedding
+OWN_GLOBALS = "LSG attention has global tokens of its own beside the text's, as many as `num_global_tokens` says"
+# Arguments of other models and of older ones, which the stock heads drop without a word.
+OF_OTHERS = {
+    "global_attention_mask": f"{OWN_GLOBALS}, which see and are seen by all. Leave it out.",
+    "head_mask": "transformers 5 has none. Set columns of `attention.output.dense.weight` to 0, a head's each.",
+}
+
+
+def check_arguments(kwargs):
+    """
+    Raises:
+        TypeError: one of `kwargs` (`dict`) is an argument of other models whose effect would be missed.
+    """
+    for name, instead in OF_OTHERS.items():
+        if kwargs.get(name) is not None:
+            raise TypeError(f"LSG models take no `{name}`: {instead}")
 
 
 def check_ids(name, ids, size, shape=None):
@@ -58,18 +74,25 @@ def check_states(name, states, hidden_size, batch_size=None):
 
 
 def check_mask(mask, batch_size, length):
-    """Of `mask` (`torch.Tensor` of shape `(batch_size, length)`): 0 where a token is hidden."""
+    """Of `mask` (`torch.Tensor` of shape `(batch_size, length)`): 0 where a token is hidden, 1 elsewhere."""
     _check_tensor("attention_mask", mask)
     if mask.shape != (batch_size, length):
         raise ValueError(
             f"`attention_mask` has shape {tuple(mask.shape)}, but LSG attention takes one value per token, those in "
             f"the cache included: {(batch_size, length)}."
         )
-    if mask.dtype != torch.bool and _can_be_looked_at(mask) and not (mask >= 0).all():
-        raise ValueError(
-            f"`attention_mask` holds {mask.min().item()}, where LSG attention takes 1 for a token and 0 for padding; "
-            "masks that are added to scores have other numbers."
-        )
+    if mask.dtype == torch.bool or not _can_be_looked_at(mask):
+        return
+    lowest, highest = (x.item() for x in mask.aminmax())
+    if not lowest >= 0:
+        found, meant = lowest, "masks that are added to scores have other numbers."
+    elif highest > 1:
+        found, meant = highest, f"{OWN_GLOBALS}, and no token of the text is marked as one."
+    else:
+        return
+    raise ValueError(
+        f"`attention_mask` holds {found}, where LSG attention takes 1 for a token and 0 for padding; {meant}"
+    )
 
 
 def check_place(name, tensor, weight):

@@ -60,11 +60,13 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
             elif input_ids is not None:
                 length = cache_length + int(input_ids.ne(self.padding_idx).sum(1).max())
             if length > maximum:
+                ways_out = f"Truncate the input (`truncation=True, max_length={maximum}`)"
+                if input_ids is None:  # as peft's prompt tuning has it
+                    ways_out = "Truncate the text: what stands before it, as in prompt tuning, takes positions too"
                 raise ValueError(
                     f"The input has {length} tokens, but the model has positions for {maximum} "
-                    f"(max_position_embeddings={self.config.max_position_embeddings}). Truncate the input "
-                    f"(`truncation=True, max_length={maximum}`), or convert the checkpoint to a longer "
-                    "max_sequence_length."
+                    f"(max_position_embeddings={self.config.max_position_embeddings}). {ways_out}, or convert the "
+                    "checkpoint to a longer max_sequence_length."
                 )
         block_size = self.config.block_size
         if not self.config.adaptive and not self.config.is_decoder and length > 2 * block_size and length % block_size:

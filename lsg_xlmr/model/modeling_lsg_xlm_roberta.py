@@ -35,7 +35,7 @@ from transformers.utils.import_utils import is_tracing
 from ..attention.encoder_attention import IMPLEMENTATIONS
 from ..configuration_lsg import LSGConfig, LSGXLMRobertaConfig
 from .cache import CACHE, self_attention_cache
-from .checks import check_ids, check_mask, check_states
+from .checks import check_arguments, check_ids, check_mask, check_states
 from .embeddings import LSGEmbeddings
 from .encoder import LSGEncoder, num_new_global_tokens, padded_length
 from .labels import explains_labels, wrong_answers, wrong_choices, wrong_text_labels, wrong_token_labels
@@ -154,6 +154,7 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
         **kwargs,
     ):
         # Here, because the stock forward takes these apart before the embeddings see them.
+        check_arguments(kwargs)
         check_ids("input_ids", input_ids, self.config.vocab_size)
         check_states("inputs_embeds", inputs_embeds, self.config.hidden_size)
         if kwargs.get(CACHE) is not None and not self.config.is_stock:
@@ -211,6 +212,7 @@ class _LSGHead:
     def __init__(self, config):
         _validate(config)
         num_hidden_layers = config.num_hidden_layers
+        checkpointing = getattr(config, "gradient_checkpointing", False)
         with no_init_weights():
             # The stock encoder goes again: with one layer, and no initial weights, it costs neither time nor memory.
             config.num_hidden_layers = 1
@@ -218,14 +220,12 @@ class _LSGHead:
                 super().__init__(config)
             finally:
                 config.num_hidden_layers = num_hidden_layers
-            # An old config may ask for checkpointing: the encoder above has taken the request.
-            checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+            if checkpointing:  # an old config's request, which the encoder above has taken
+                config.gradient_checkpointing = True
             # transformers 5.0 builds the multiple choice head without the pooler that its forward needs
             has_pooler = self.roberta.pooler is not None or isinstance(self, XLMRobertaForMultipleChoice)
             self.roberta = LSGXLMRobertaModel(config, add_pooling_layer=has_pooler)
         self.post_init()
-        if checkpointing:
-            self.gradient_checkpointing_enable()
 
 
 class LSGXLMRobertaForMaskedLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobertaForMaskedLM):
@@ -275,10 +275,17 @@ class LSGXLMRobertaForCausalLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobert
         [`~transformers.GenerationMixin.generate`].
 
         Raises:
-            ValueError: the model is no decoder, or is given positions.
+            TypeError, ValueError: the model is no decoder, or is an assistant or given positions, which are for the
+                stock decoder alone.
         """
+        check_arguments(kwargs)
         if not self.config.is_decoder:
             raise ValueError("A model that sees both sides cannot generate: load it with is_decoder=True.")
+        if getattr(kwargs.get("generation_config"), "is_assistant", False) and not self.config.is_stock:
+            raise ValueError(
+                "An LSG decoder cannot be an `assistant_model`: it does not keep the tokens it would have to go back "
+                "to. Load it with dense_decoder=True."
+            )
         if kwargs.get("position_ids") is not None and not self.config.is_stock:
             raise ValueError("`generate` counts positions itself, by the attention_mask: leave `position_ids` out.")
         return super().generate(*args, **kwargs)

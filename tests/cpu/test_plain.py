@@ -1,6 +1,7 @@
 """What is not known to be the same in pieces is called once a layer, with the whole, on the caller's thread."""
 
 import threading
+import time
 import types
 import warnings
 
@@ -66,7 +67,7 @@ class Scaled(nn.Linear):
 
 
 class PackedAtFirst(nn.Module):
-    """Changes itself at its first call, and is another layer after a second call has begun before the first ended."""
+    """Turns its weights about at its first call, and once more for every other call that begins meanwhile."""
 
     def __init__(self, linear):
         super().__init__()
@@ -74,15 +75,10 @@ class PackedAtFirst(nn.Module):
 
     def forward(self, x):
         if not self.is_packed:
-            weight = self.linear.weight.data
-            threading.Event().wait(0.001)
-            self.linear.weight.data = weight.flip(0)
+            time.sleep(0.001)
+            self.linear.weight.data = self.linear.weight.data.flip(0)
             self.is_packed = True
-        return (
-            self.linear(x).flip(-1)
-            if self.linear.bias is None
-            else nn.functional.linear(x, self.linear.weight.flip(0), self.linear.bias)
-        )
+        return nn.functional.linear(x, self.linear.weight.flip(0), self.linear.bias)
 
 
 def test_a_layer_that_scales_by_all_it_is_given(model, token_ids):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lsg_xlmr import (
+    LSGEncoderDecoderModel,
     LSGXLMRobertaForCausalLM,
     LSGXLMRobertaForMaskedLM,
     LSGXLMRobertaForMultipleChoice,
@@ -75,6 +76,10 @@ def model(tiny_config):
             {"input_ids": IDS, "attention_mask": -10000 * (IDS > 9)},
             "`attention_mask` holds -10000, where LSG",
         ),
+        ({"input_ids": IDS, "attention_mask": 1 + (IDS > 9)}, "`attention_mask` holds 2, .*`num_global_tokens`"),
+        ({"input_ids": IDS, "attention_mask": torch.full((2, 24), 2.0)}, "`attention_mask` holds 2.0, where LSG"),
+        ({"input_ids": IDS, "attention_mask": torch.full((2, 24), 3, dtype=torch.uint8)}, "`attention_mask` holds 3"),
+        ({"input_ids": IDS, "attention_mask": torch.full((2, 24), 2, dtype=torch.half)}, "holds 2.0, where LSG"),
         ({"input_ids": IDS.repeat(1, 6), "position_ids": IDS[:0]}, "has 144 tokens, but the model"),
         ({"input_ids": IDS.repeat(1, 6), "position_ids": [[3]]}, "has 144 tokens, but the model"),
     ],
@@ -82,6 +87,59 @@ def model(tiny_config):
 def test_inputs(model, inputs, words):
     with pytest.raises(ValueError, match=words):
         model(**inputs)
+
+
+HEADS = [
+    LSGXLMRobertaModel,
+    LSGXLMRobertaForCausalLM,
+    LSGXLMRobertaForMaskedLM,
+    LSGXLMRobertaForMultipleChoice,
+    LSGXLMRobertaForQuestionAnswering,
+    LSGXLMRobertaForSequenceClassification,
+    LSGXLMRobertaForTokenClassification,
+]
+
+
+@pytest.mark.parametrize("name, words", [("global_attention_mask", "`num_global_tokens`"), ("head_mask", "weight")])
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.__name__.removeprefix("LSGXLMRoberta"))
+def test_arguments_of_other_models(tiny_config, head, name, words):
+    model = head(tiny_config()).eval()
+    ids = IDS[None] if head is LSGXLMRobertaForMultipleChoice else IDS
+    with pytest.raises(TypeError, match=f"no `{name}`: .*{words}"):
+        model(ids, **{name: torch.ones_like(ids)})
+    model(ids, **{name: None})
+
+
+@pytest.mark.parametrize("name", ["global_attention_mask", "head_mask"])
+def test_generation_with_arguments_of_other_models(tiny_config, name):
+    model = LSGXLMRobertaForCausalLM(tiny_config(is_decoder=True)).eval()
+    with pytest.raises(TypeError, match=f"no `{name}`"):
+        model.generate(IDS, max_new_tokens=2, **{name: torch.ones_like(IDS)})
+
+
+def test_an_encoder_with_arguments_of_other_models(tiny_config):
+    """LED's habit, of a text that is read by one model and written by another."""
+    model = LSGEncoderDecoderModel(
+        encoder=LSGXLMRobertaModel(tiny_config(), add_pooling_layer=False),
+        decoder=LSGXLMRobertaForCausalLM(tiny_config(is_decoder=True, add_cross_attention=True)),
+    )
+    with pytest.raises(TypeError, match="no `global_attention_mask`"):
+        model(IDS, decoder_input_ids=IDS, global_attention_mask=torch.ones_like(IDS))
+    with pytest.raises(TypeError, match="no `head_mask`"):
+        model(IDS, decoder_input_ids=IDS, decoder_head_mask=torch.ones(2, 4))
+
+
+def test_what_else_a_tokenizer_gives_changes_nothing(model):
+    others = {"special_tokens_mask": IDS * 0, "length": torch.tensor([24, 24]), "offset_mapping": IDS[..., None]}
+    others["overflow_to_sample_mapping"] = torch.tensor([0, 1])
+    with torch.no_grad():
+        found = model(IDS, **others).last_hidden_state
+        torch.testing.assert_close(found, model(IDS).last_hidden_state, rtol=0, atol=1e-5)
+
+
+def test_a_prompt_of_embeddings_is_part_of_what_is_too_long(model):
+    with pytest.raises(ValueError, match="has 144 tokens, .* 128 .*prompt tuning"):
+        model(inputs_embeds=torch.zeros(2, 144, 32))
 
 
 @pytest.mark.parametrize("name", ["input_ids", "position_ids", "token_type_ids", "attention_mask", "inputs_embeds"])

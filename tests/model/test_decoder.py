@@ -221,6 +221,15 @@ def test_positions_are_not_given_to_generate(decoder, token_ids):
         decoder().generate(token_ids(1, 5), position_ids=torch.arange(5)[None], max_new_tokens=2)
 
 
+def test_what_keeps_no_tokens_is_no_assistant(decoder, token_ids):
+    options = {"max_new_tokens": 8, "do_sample": False}
+    ids, stock, lsg = token_ids(1, 12), decoder(dense_decoder=True), decoder()
+    with pytest.raises(ValueError, match="cannot be an `assistant_model`: .*dense_decoder=True"):
+        stock.generate(ids, assistant_model=lsg, **options)
+    found = stock.generate(ids, assistant_model=decoder(dense_decoder=True), **options)
+    assert torch.equal(found, stock.generate(ids, **options))
+
+
 def test_caches_that_are_of_no_use(decoder, token_ids):
     model, ids = decoder(), token_ids(1, 20)
     with pytest.raises(ValueError, match="in a DynamicCache, not in a tuple"):

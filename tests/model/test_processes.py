@@ -1,6 +1,7 @@
 """One model in several threads and in forked processes."""
 
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from repository import ROOT
+from transformers import AutoModelForMaskedLM
+from transformers.utils import HF_MODULES_CACHE
 
 from lsg_xlmr import LSGXLMRobertaForCausalLM, LSGXLMRobertaForMaskedLM
 
@@ -78,3 +81,34 @@ def test_workers_forked_after_a_first_call():
         [sys.executable, "-c", FORK], env=environment, capture_output=True, text=True, timeout=120, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+# A fresh process: `{lines}` are those of the documentation.
+UNPICKLE = """
+import sys
+import torch
+{lines}
+model = torch.load(sys.argv[1], weights_only=False)
+torch.save(model(torch.arange(5, 45)[None]).logits.detach(), sys.argv[2])
+"""
+
+
+def lines_of_documentation(words):
+    text = (ROOT / "docs/ecosystem.md").read_text(encoding="utf-8")
+    return next(block for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if words in block)
+
+
+@pytest.mark.parametrize("lines", ["", lines_of_documentation("\ninit_hf_modules()")], ids=["without", "with"])
+def test_a_pickled_model_in_a_fresh_process(tiny_config, tmp_path, lines):
+    LSGXLMRobertaForMaskedLM(tiny_config()).save_pretrained(tmp_path / "model")
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "model", trust_remote_code=True).eval()
+    torch.save(model, tmp_path / "model.pt")
+    command = [sys.executable, "-c", UNPICKLE.format(lines=lines), tmp_path / "model.pt", tmp_path / "logits.pt"]
+    environment = {**os.environ, "HF_MODULES_CACHE": HF_MODULES_CACHE}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    if not lines:
+        assert "No module named 'transformers_modules'" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = model(torch.arange(5, 45)[None]).logits
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=0, atol=1e-5)
