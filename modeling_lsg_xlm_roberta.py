@@ -1213,10 +1213,7 @@ _STOCK = (
 )
 _PLAIN = {cls: cls.forward for cls in _STOCK}  # with the `forward` it is known by: others may put theirs in its place
 # What is of the class, a submodule or a parameter as long as nobody has put another thing in its place.
-_REPLACEABLE = {
-    *("forward", "_call_impl", "_compiled_call_impl", "_hf_hook"),
-    *("weight", "bias", "intermediate_act_fn"),
-}
+_REPLACEABLE = {"_call_impl", "_compiled_call_impl", "_hf_hook", "weight", "bias", "intermediate_act_fn"}
 TENSORS = (nn.Parameter, torch.Tensor)  # and no subclass: quantized and distributed tensors are such
 _OBSERVERS = "transformers.utils.output_capturing"  # whose hooks note `hidden_states` and `attentions`
 
@@ -1235,21 +1232,20 @@ def is_plain(module):
     """
     modules = [module]
     for module in modules:  # which grows meanwhile
-        cls, attributes = type(module), vars(module)
-        if _PLAIN.get(cls) is not cls.forward or not _REPLACEABLE.isdisjoint(attributes) or attributes["training"]:
+        attributes, forward = vars(module), getattr(module.forward, "__func__", None)
+        if _PLAIN.get(type(module), module) is not forward or not _REPLACEABLE.isdisjoint(attributes):
             return False
-        hooks = attributes["_forward_hooks"]
-        if attributes["_forward_pre_hooks"] or (hooks and not all(map(_only_observes, hooks.values()))):
+        if module.training or attributes["_forward_pre_hooks"] or not _only_observe(attributes["_forward_hooks"]):
             return False
         for tensor in attributes["_parameters"].values():
             if tensor is not None and (type(tensor) not in TENSORS or not tensor.is_floating_point()):
                 return False
-        modules += attributes["_modules"].values()
+        modules += [child for child in attributes["_modules"].values() if child is not None]
     return not _has_any_global_hook()
 
 
-def _only_observes(hook):
-    return getattr(hook, "__module__", None) == _OBSERVERS
+def _only_observe(hooks):
+    return not hooks or all(getattr(hook, "__module__", None) == _OBSERVERS for hook in hooks.values())
 
 
 # ==== cpu/threads ====================================================================================================

@@ -172,7 +172,7 @@ def _own_layer(layer):
 
 
 def _own_forward(layer):
-    layer.output.dense.forward = types.MethodType(nn.Linear.forward, layer.output.dense)
+    layer.output.dense.forward = lambda x: x / x.abs().max()
 
 
 def _parametrized(layer):
