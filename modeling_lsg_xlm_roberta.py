@@ -17,19 +17,19 @@ XLM-RoBERTa with LSG attention, in one file.
   856  attention/blockwise             LSG attention one block of queries at a time, with its backward
  1084  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
  1200  cpu/plain                       Which modules may be called in pieces and on other threads
- 1255  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
- 1409  cpu/dropout                     Dropout on CPU that spends one random byte an element
- 1465  cpu/memory                      Memory on CPU that is used again
- 1483  model/checks                    What the inputs of a model must be, said before torch fails within
- 1607  model/cache                     What causal LSG attention keeps of the tokens before
- 1717  model/embeddings                XLM-RoBERTa's embeddings with the global tokens before them
- 1788  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 2038  model/labels                    What the labels of each head must be
- 2154  model/losses                    Losses of a batch that comes in parts
- 2208  model/lazy_logits               Logits of a large vocabulary, computed only at the positions that are looked at
- 2295  model/trained_rows              An embedding of which the first rows alone are trained
- 2329  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 2643  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+ 1251  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
+ 1405  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 1461  cpu/memory                      Memory on CPU that is used again
+ 1479  model/checks                    What the inputs of a model must be, said before torch fails within
+ 1603  model/cache                     What causal LSG attention keeps of the tokens before
+ 1713  model/embeddings                XLM-RoBERTa's embeddings with the global tokens before them
+ 1784  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 2034  model/labels                    What the labels of each head must be
+ 2150  model/losses                    Losses of a batch that comes in parts
+ 2204  model/lazy_logits               Logits of a large vocabulary, computed only at the positions that are looked at
+ 2291  model/trained_rows              An embedding of which the first rows alone are trained
+ 2325  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 2639  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
