@@ -4,32 +4,33 @@
 XLM-RoBERTa with LSG attention, in one file.
 
  line  section                         what it is
-  111  attention/pattern               The LSG pattern, and what every implementation of it is given
-  257  attention/causal_pattern        The causal LSG pattern, and what its implementations are given
-  326  attention/sparsity              The sparse tokens of LSG attention, made in six ways
-  496  attention/encoder_attention     LSG attention of an encoder
-  531  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
-  564  attention/eager                 LSG attention by its definition
-  598  attention/full                  Attention of the queries that see every key
-  623  attention/windowed              LSG attention by `scaled_dot_product_attention`
-  670  attention/flex                  LSG attention by torch's FlexAttention
-  735  attention/blocks                Which products LSG attention consists of, block by block
-  856  attention/blockwise             LSG attention one block of queries at a time, with its backward
- 1084  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
- 1200  cpu/plain                       Which modules may be called in pieces and on other threads
- 1251  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
- 1405  cpu/dropout                     Dropout on CPU that spends one random byte an element
- 1461  cpu/memory                      Memory on CPU that is used again
- 1479  model/checks                    What the inputs of a model must be, said before torch fails within
- 1603  model/cache                     What causal LSG attention keeps of the tokens before
- 1713  model/embeddings                XLM-RoBERTa's embeddings with the global tokens before them
- 1784  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 2034  model/labels                    What the labels of each head must be
- 2150  model/losses                    Losses of a batch that comes in parts
- 2204  model/lazy_logits               Logits of a large vocabulary, computed only at the positions that are looked at
- 2291  model/trained_rows              An embedding of which the first rows alone are trained
- 2325  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 2639  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+  116  attention/pattern               The LSG pattern, and what every implementation of it is given
+  262  attention/causal_pattern        The causal LSG pattern, and what its implementations are given
+  331  attention/sparsity              The sparse tokens of LSG attention, made in six ways
+  501  attention/encoder_attention     LSG attention of an encoder
+  536  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
+  569  attention/eager                 LSG attention by its definition
+  604  attention/full                  Attention of the queries that see every key
+  629  attention/windowed              LSG attention by `scaled_dot_product_attention`
+  676  attention/flex                  LSG attention by torch's FlexAttention
+  741  attention/blocks                Which products LSG attention consists of, block by block
+  862  attention/blockwise             LSG attention one block of queries at a time, with its backward
+ 1090  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
+ 1206  cpu/plain                       Which modules may be called in pieces and on other threads
+ 1257  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
+ 1411  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 1467  cpu/memory                      Memory on CPU that is used again
+ 1485  model/checks                    What the inputs of a model must be, said before torch fails within
+ 1609  model/cache                     What causal LSG attention keeps of the tokens before
+ 1719  model/mask                      From a user's `attention_mask` to the mask of all keys
+ 1759  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
+ 1854  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 2106  model/labels                    What the labels of each head must be
+ 2222  model/losses                    Losses of a batch that comes in parts
+ 2276  model/lazy_logits               Logits of a large vocabulary, computed only at the positions that are looked at
+ 2363  model/trained_rows              An embedding of which the first rows alone are trained
+ 2397  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 2740  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
@@ -74,7 +75,11 @@ from transformers.initialization import no_init_weights
 from transformers.integrations.flex_attention import compile_friendly_flex_attention
 from transformers.loss.loss_utils import fixed_cross_entropy
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, MaskedLMOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    BaseModelOutputWithPoolingAndCrossAttentions,
+    MaskedLMOutput,
+)
 from transformers.models.xlm_roberta.modeling_xlm_roberta import (
     XLMRobertaAttention,
     XLMRobertaCrossAttention,
@@ -511,7 +516,7 @@ def lsg_attention(inputs, implementation):
             where it has no fused kernel: off CUDA, with dropout, and for heads smaller than 16.
 
     Returns:
-        the context `n T h d` and, from `"eager"`, the attention weights `n h T-num_padding T-num_padding` (otherwise
+        the context `n T h d` and, from `"eager"`, the attention weights of tokens to tokens without padding (otherwise
         `None`). The rows of queries that are masked themselves carry no meaning.
     """
     in_pieces = runs_in_pieces(inputs.query)
@@ -543,8 +548,8 @@ def causal_attention(inputs, implementation):
             inputs, on all keys that are there.
 
     Returns:
-        the context `n q h d` and, from `"eager"` without tokens that are missing, the attention weights `n h q T`
-        (otherwise `None`). The rows of queries that are masked themselves carry no meaning.
+        the context `n q h d` and, from `"eager"` without tokens that are missing, the attention weights of tokens to
+        tokens `n h t t` (otherwise `None`). The rows of queries that are masked themselves carry no meaning.
     """
     if implementation == "eager":
         if inputs.past is None:
@@ -567,8 +572,9 @@ def causal_attention(inputs, implementation):
 
 def eager_attention(inputs):
     """
-    The context `n T h d` of `inputs` ([`AttentionInputs`] or [`CausalInputs`] of which no token is missing), and the
-    weights `n h T-num_padding T-num_padding`. A sparse token's weight is spread over its tokens.
+    The context `n T h d` of `inputs` ([`AttentionInputs`] or [`CausalInputs`] of which no token is missing), and what
+    the tokens pay to the tokens, without globals and padding, `n h t-num_padding t-num_padding`. A sparse token's
+    weight is spread over its tokens.
     """
     t, m, num_global_tokens = inputs.num_tokens, inputs.sparse[0].shape[2], inputs.num_global_tokens
     weights, to_sparse, to_globals = dense_weights(inputs).split((t, m, num_global_tokens), -1)
@@ -579,13 +585,13 @@ def eager_attention(inputs):
         spread = inputs.sparse_tokens(identity)[1]  # n h m c
         weights = weights + pad(to_sparse @ spread, (0, t - c))
     weights, value = apply_dropout(torch.cat([to_globals, weights], -1), inputs.dropout), inputs.value
-    if not inputs.num_padding:
-        return (weights @ value).transpose(1, 2), weights
     # The weights handed out are those the context is made of, so that gradients reach them.
-    kept = weights.shape[-1] - inputs.num_padding
-    of_padding, to_padding, weights = weights[:, :, kept:], weights[:, :, :kept, kept:], weights[:, :, :kept, :kept]
-    context = weights @ value[:, :, :kept] + to_padding @ value[:, :, kept:]
-    return torch.cat([context, of_padding @ value], 2).transpose(1, 2), weights
+    ends = [num_global_tokens, value.shape[2] - inputs.num_padding]
+    of_globals, of_tokens, of_padding = weights.tensor_split(ends, 2)
+    parts = of_tokens.tensor_split(ends, 3)
+    context = sum(part @ values for part, values in zip(parts, value.tensor_split(ends, 2)))
+    context = torch.cat([of_globals @ value, context, of_padding @ value], 2)
+    return context.transpose(1, 2), parts[1]
 
 
 def dense_weights(inputs):
@@ -1710,12 +1716,61 @@ class LSGCacheLayer(DynamicLayer):
             self.first_query = function(self.first_query)
 
 
+# ==== model/mask =====================================================================================================
+# From a user's `attention_mask` to the mask of all keys.
+
+
+def key_mask(attention_mask, batch_size, length, padding, config, device):
+    """
+    Args:
+        attention_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): 0 where a token is hidden.
+        length (`int`): how many tokens there are, those in a cache included.
+        padding (`int`): how many positions after them fill the last block.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch_size, num_global_tokens + length + padding)`: `True` where a key may be
+        seen; or `None` where all may.
+
+    Raises:
+        TypeError, ValueError: see [`check_mask`].
+    """
+    if attention_mask is None and not padding and not config.mask_first_token:
+        return None
+    if attention_mask is None:
+        mask = torch.ones(batch_size, length, dtype=torch.bool, device=device)
+    else:
+        check_mask(attention_mask, batch_size, length)
+        mask = attention_mask.to(device) != 0
+    if config.mask_first_token:
+        mask = torch.cat([torch.zeros_like(mask[:, :1]), mask[:, 1:]], dim=1)
+    # Traced, the graph is to hold for all lengths and masks.
+    if not is_tracing(mask) and not padding and mask.all():
+        return None
+    return pad(pad(mask, (0, padding), value=False), (config.num_global_tokens, 0), value=True)
+
+
+def padded_length(length, config):
+    """`length` tokens in whole blocks; up to two blocks they stay as they are."""
+    if length <= 2 * config.block_size:
+        return length
+    return -(-length // config.block_size) * config.block_size
+
+
 # ==== model/embeddings ===============================================================================================
-# XLM-RoBERTa's embeddings with the global tokens before them.
+# XLM-RoBERTa's embeddings and, beside them, those of the global tokens.
+
+
+class GlobalStates:
+    """
+    Takes the global tokens' states from the embeddings to the encoder, past the hooks that may put other embeddings of
+    the tokens in the place of these. No container: accelerate and FSDP would hand on a copy.
+    """
+
+    tensor = None
 
 
 class LSGEmbeddings(XLMRobertaEmbeddings):
-    """XLM-RoBERTa's embeddings and, before them, the global tokens', which have neither position nor type."""
+    """XLM-RoBERTa's embeddings and, beside them, the global tokens', which have neither position nor type."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -1723,11 +1778,22 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
         self.dropout = LSGDropout(config.hidden_dropout_prob)
         self.global_embeddings = nn.Embedding(MAX_GLOBAL_TOKENS, config.hidden_size)
 
-    def forward(self, input_ids=None, token_type_ids=None, position_ids=None, inputs_embeds=None, **kwargs):
+    def forward(
+        self,
+        input_ids=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        global_states=None,
+        **kwargs,
+    ):
         """
+        Args:
+            global_states ([`GlobalStates`], *optional*): its `tensor` becomes the globals' embeddings, of shape
+                `(batch_size, num_global_tokens, hidden_size)`.
+
         Returns:
-            `torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`; without the
-            globals where a cache has them, and for a stock decoder.
+            the tokens' embeddings, `torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`.
 
         Raises:
             TypeError: what comes is no tensor.
@@ -1747,11 +1813,15 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
             for name, value in inputs.items():
                 check_place(name, value, self.LayerNorm.weight)
         embeddings = super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, cache_length)
-        if self.config.is_stock or cache_length:
+        if global_states is None:
             return embeddings
-        index = torch.arange(self.config.num_global_tokens, device=embeddings.device)
+        num_global_tokens = self.config.num_global_tokens
+        index = torch.arange(num_global_tokens, device=embeddings.device)
         global_embeddings = self.LayerNorm(self.global_embeddings(index)).expand(embeddings.shape[0], -1, -1)
-        return torch.cat([self.dropout(global_embeddings), embeddings], dim=1)
+        # Parts of one tensor: FSDP has the weights ready once gradients have come to what is returned.
+        embeddings = torch.cat([self.dropout(global_embeddings), embeddings], dim=1)
+        global_states.tensor = embeddings[:, :num_global_tokens]
+        return embeddings[:, num_global_tokens:]
 
     def _check_length(self, num_tokens, input_ids, position_ids, cache_length):
         length = cache_length + num_tokens
@@ -1813,9 +1883,9 @@ class LSGAttention(XLMRobertaSelfAttention):
             num_padding (`int`): how many of the last positions fill the last block only.
 
         Returns:
-            the context, of the shape of `hidden_states`, and the attention weights of shape `(batch_size, num_heads,
-            num_global_tokens + sequence_length, num_global_tokens + sequence_length)` where they are asked for,
-            otherwise `None`.
+            the context, of the shape of `hidden_states`, and where they are asked for (otherwise `None`) the attention
+            weights of tokens to tokens, `(batch_size, num_heads, sequence_length, sequence_length)`: what a row lacks
+            of 1 goes to the globals.
 
         Raises:
             ValueError: attention weights are asked for of tokens that a cache no longer has.
@@ -1961,12 +2031,16 @@ class LSGEncoder(XLMRobertaEncoder):
         attention_mask=None,
         encoder_hidden_states=None,
         use_cache=None,
+        global_states=None,
         **kwargs,
     ):
         """
         Args:
-            hidden_states (`torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`).
-            attention_mask (`torch.BoolTensor`, *optional*): as [`LSGAttention`] takes it.
+            hidden_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): the tokens.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, those in the cache included,
+                *optional*): 0 where a token is hidden.
+            global_states (`torch.Tensor` of shape `(batch_size, num_global_tokens, hidden_size)`): the globals, where
+                the cache does not have them.
             encoder_hidden_states, past_key_values (cache), use_cache: as in [`~transformers.XLMRobertaModel`].
 
         Returns:
@@ -1974,15 +2048,25 @@ class LSGEncoder(XLMRobertaEncoder):
             the first global token's stands in the place of the first token's.
 
         Raises:
-            TypeError, ValueError: `encoder_hidden_states` does not fit.
+            TypeError, ValueError: `attention_mask` or `encoder_hidden_states` does not fit.
+            ValueError: there are no globals.
         """
         self._check_encoder_hidden_states(encoder_hidden_states, len(hidden_states))
         cache = kwargs.get(CACHE)
         is_decoder, block_size = self.config.is_decoder, self.config.block_size
-        num_global_tokens = num_new_global_tokens(cache, self.config)
-        global_states, hidden_states = hidden_states.tensor_split([num_global_tokens], dim=1)
         batch_size, length, hidden_size = hidden_states.shape
+        cache_length = 0 if cache is None else cache.get_seq_length()
+        if global_states is None and is_decoder and cache_length:
+            global_states = hidden_states[:, :0]
+        elif global_states is None:
+            raise ValueError(
+                "The encoder needs the global tokens' states beside the tokens': call the model, with `inputs_embeds` "
+                "if need be, or give them as `global_states`."
+            )
         padding = 0 if is_decoder else padded_length(length, self.config) - length
+        attention_mask = key_mask(
+            attention_mask, batch_size, cache_length + length, padding, self.config, hidden_states.device
+        )
         states = hidden_states, global_states, hidden_states.new_zeros(batch_size, padding, hidden_size)
         kwargs["encoder_hidden_states"] = encoder_hidden_states
         is_dense = self.config._attn_implementation == "eager" or kwargs.get("output_attentions")
@@ -2017,18 +2101,6 @@ class LSGEncoder(XLMRobertaEncoder):
                 hidden_states, attention_mask, global_states, padding_states, encoder_hidden_states, **kwargs
             )
         return hidden_states, global_states, padding_states
-
-
-def num_new_global_tokens(cache, config):
-    """How many globals run beside the tokens: none where `cache` (`Cache`, *optional*) has them."""
-    return config.num_global_tokens if cache is None or not cache.get_seq_length() else 0
-
-
-def padded_length(length, config):
-    """`length` tokens in whole blocks; up to two blocks they stay as they are."""
-    if length <= 2 * config.block_size:
-        return length
-    return -(-length // config.block_size) * config.block_size
 
 
 # ==== model/labels ===================================================================================================
@@ -2416,6 +2488,18 @@ class LSGXLMRobertaPreTrainedModel(SavedWithItsCode, XLMRobertaPreTrainedModel):
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
 
+def _like_stock(forward):
+    """What the stock model's `forward` is wrapped in: it takes defaults of the configuration, and collects outputs."""
+    try:
+        from transformers.utils.generic import merge_with_config_defaults
+        from transformers.utils.output_capturing import capture_outputs
+    except ImportError:  # before transformers 5.2
+        from transformers.utils.generic import check_model_inputs
+
+        return check_model_inputs(forward)
+    return merge_with_config_defaults(capture_outputs(forward))
+
+
 class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
     """The bare encoder, [`~transformers.XLMRobertaModel`] with LSG attention. `hidden_states` are the tokens' only."""
 
@@ -2443,44 +2527,61 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
         check_arguments(kwargs)
         check_ids("input_ids", input_ids, self.config.vocab_size)
         check_states("inputs_embeds", inputs_embeds, self.config.hidden_size)
-        if kwargs.get(CACHE) is not None and not self.config.is_stock:
-            self_attention_cache(kwargs[CACHE])
         inputs = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
-        return super().forward(*inputs, *args, **kwargs)
+        forward = super().forward if self.config.is_stock else self._lsg_forward
+        return forward(*inputs, *args, **kwargs)
 
-    def _create_attention_masks(
-        self, attention_mask, embedding_output, encoder_attention_mask=None, encoder_hidden_states=None, **kwargs
+    @_like_stock
+    def _lsg_forward(
+        self,
+        input_ids,
+        attention_mask,
+        token_type_ids,
+        position_ids,
+        inputs_embeds,
+        encoder_hidden_states=None,
+        encoder_attention_mask=None,
+        past_key_values=None,
+        use_cache=None,
+        **kwargs,
     ):
-        if self.config.is_stock:
-            masks = {"attention_mask": attention_mask, "encoder_attention_mask": encoder_attention_mask}
-            states = {"embedding_output": embedding_output, "encoder_hidden_states": encoder_hidden_states}
-            return super()._create_attention_masks(**masks, **states, **kwargs)
+        """The stock forward, in which the globals join the tokens after the embeddings."""
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        cache, use_cache = kwargs.pop(CACHE, past_key_values), use_cache and self.config.is_decoder
+        if cache is not None:
+            self_attention_cache(cache)
+        elif use_cache:
+            cache = DynamicCache(config=self.config)
+            if encoder_hidden_states is not None or self.config.is_encoder_decoder:
+                cache = EncoderDecoderCache(cache, DynamicCache(config=self.config))
+        cache_length, global_states = 0 if cache is None else cache.get_seq_length(), GlobalStates()
+        states = self.embeddings(
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            global_states=None if self.config.is_decoder and cache_length else global_states,
+            **{f"{CACHE}_length": cache_length},
+        )
         if encoder_attention_mask is not None:
             encoder_attention_mask = create_bidirectional_mask(
-                self.config, embedding_output, encoder_attention_mask, encoder_hidden_states
+                self.config, states, encoder_attention_mask, encoder_hidden_states
             )
-        return self._create_lsg_mask(attention_mask, embedding_output, kwargs.get(CACHE)), encoder_attention_mask
-
-    def _create_lsg_mask(self, attention_mask, embedding_output, cache):
-        """The mask of globals and padded tokens, `(batch_size, length)`, or `None` if it would hide nothing."""
-        batch_size, length, _ = embedding_output.shape
-        num_global_tokens = self.config.num_global_tokens
-        length -= num_new_global_tokens(cache, self.config)
-        padding = 0 if self.config.is_decoder else padded_length(length, self.config) - length
-        length += 0 if cache is None else cache.get_seq_length()
-        if attention_mask is None and not padding and not self.config.mask_first_token:
-            return None
-        if attention_mask is None:
-            mask = torch.ones(batch_size, length, dtype=torch.bool, device=embedding_output.device)
-        else:
-            check_mask(attention_mask, batch_size, length)
-            mask = attention_mask.to(embedding_output.device) != 0
-        if self.config.mask_first_token:
-            mask = torch.cat([torch.zeros_like(mask[:, :1]), mask[:, 1:]], dim=1)
-        # Traced, the graph is to hold for all lengths and masks.
-        if not is_tracing(mask) and not padding and mask.all():
-            return None
-        return pad(pad(mask, (0, padding), value=False), (num_global_tokens, 0), value=True)
+        outputs = self.encoder(
+            states,
+            attention_mask=attention_mask,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            use_cache=use_cache,
+            global_states=global_states.tensor,
+            **{CACHE: cache, **kwargs},
+        )
+        states = outputs.last_hidden_state
+        pooled = None if self.pooler is None else self.pooler(states)
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=states, pooler_output=pooled, **{CACHE: getattr(outputs, CACHE)}
+        )
 
 
 def _validate(config):

@@ -40,15 +40,21 @@ def load(name, **fields):
 
 @torch.no_grad()
 def attention(model, input_ids):
-    """What each token pays to each, `(layers, heads, globals + tokens, globals + tokens)`; globals come first."""
-    return torch.stack(model(input_ids, output_attentions=True).attentions)[:, 0]
+    """
+    What each token pays to each, `(layers, heads, tokens, globals + tokens)`; globals come first. What the weights of
+    a token lack of 1 it pays to the globals, here in equal parts.
+    """
+    weights = torch.stack(model(input_ids, output_attentions=True).attentions)[:, 0]
+    num_global_tokens = model.config.num_global_tokens
+    to_globals = (1 - weights.sum(-1, keepdim=True)) / num_global_tokens
+    return torch.cat([to_globals.expand(*weights.shape[:-1], num_global_tokens), weights], -1)
 
 
 def kinds(weights, config):
     """Index in `KINDS` of each pair of query and key, of one head's `weights`, `(queries, keys)`."""
-    place = torch.arange(len(weights)) - config.num_global_tokens
-    block = place.div(config.block_size, rounding_mode="floor")
-    is_local, is_global = (block[:, None] - block).abs() <= 1, (place[:, None] < 0) | (place < 0)
+    query, key = torch.arange(len(weights)), torch.arange(weights.shape[1]) - config.num_global_tokens
+    blocks = [place.div(config.block_size, rounding_mode="floor") for place in (query, key)]
+    is_local, is_global = (blocks[0][:, None] - blocks[1]).abs() <= 1, key < 0
     found = torch.where(is_local, 1, 3 if config.sparsity_type in AVERAGING else 2)
     return found.masked_fill(is_global, 4).masked_fill(weights == 0, 0)
 
@@ -97,7 +103,7 @@ def draw(name, output):
     input_ids = long_text(tokenizer, LONG_LENGTH)
     place = int((input_ids[0] == tokenizer.mask_token_id).nonzero())
     globals_first = model.config.num_global_tokens
-    weights = attention(model, input_ids)[:, :, globals_first + place].mean(1)  # layers, keys
+    weights = attention(model, input_ids)[:, :, place].mean(1)  # layers, keys
     axis = lower.subplots()
     for layer, paid in enumerate(weights[:, globals_first:]):
         seen = paid.nonzero()[:, 0]

@@ -22,8 +22,8 @@ def causal_attention(inputs, implementation):
             inputs, on all keys that are there.
 
     Returns:
-        the context `n q h d` and, from `"eager"` without tokens that are missing, the attention weights `n h q T`
-        (otherwise `None`). The rows of queries that are masked themselves carry no meaning.
+        the context `n q h d` and, from `"eager"` without tokens that are missing, the attention weights of tokens to
+        tokens `n h t t` (otherwise `None`). The rows of queries that are masked themselves carry no meaning.
     """
     if implementation == "eager":
         if inputs.past is None:

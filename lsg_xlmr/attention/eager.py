@@ -7,8 +7,9 @@ from torch.nn.functional import dropout as apply_dropout, pad
 
 def eager_attention(inputs):
     """
-    The context `n T h d` of `inputs` ([`AttentionInputs`] or [`CausalInputs`] of which no token is missing), and the
-    weights `n h T-num_padding T-num_padding`. A sparse token's weight is spread over its tokens.
+    The context `n T h d` of `inputs` ([`AttentionInputs`] or [`CausalInputs`] of which no token is missing), and what
+    the tokens pay to the tokens, without globals and padding, `n h t-num_padding t-num_padding`. A sparse token's
+    weight is spread over its tokens.
     """
     t, m, num_global_tokens = inputs.num_tokens, inputs.sparse[0].shape[2], inputs.num_global_tokens
     weights, to_sparse, to_globals = dense_weights(inputs).split((t, m, num_global_tokens), -1)
@@ -19,13 +20,13 @@ def eager_attention(inputs):
         spread = inputs.sparse_tokens(identity)[1]  # n h m c
         weights = weights + pad(to_sparse @ spread, (0, t - c))
     weights, value = apply_dropout(torch.cat([to_globals, weights], -1), inputs.dropout), inputs.value
-    if not inputs.num_padding:
-        return (weights @ value).transpose(1, 2), weights
     # The weights handed out are those the context is made of, so that gradients reach them.
-    kept = weights.shape[-1] - inputs.num_padding
-    of_padding, to_padding, weights = weights[:, :, kept:], weights[:, :, :kept, kept:], weights[:, :, :kept, :kept]
-    context = weights @ value[:, :, :kept] + to_padding @ value[:, :, kept:]
-    return torch.cat([context, of_padding @ value], 2).transpose(1, 2), weights
+    ends = [num_global_tokens, value.shape[2] - inputs.num_padding]
+    of_globals, of_tokens, of_padding = weights.tensor_split(ends, 2)
+    parts = of_tokens.tensor_split(ends, 3)
+    context = sum(part @ values for part, values in zip(parts, value.tensor_split(ends, 2)))
+    context = torch.cat([of_globals @ value, context, of_padding @ value], 2)
+    return context.transpose(1, 2), parts[1]
 
 
 def dense_weights(inputs):

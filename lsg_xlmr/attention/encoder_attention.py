@@ -25,7 +25,7 @@ def lsg_attention(inputs, implementation):
             where it has no fused kernel: off CUDA, with dropout, and for heads smaller than 16.
 
     Returns:
-        the context `n T h d` and, from `"eager"`, the attention weights `n h T-num_padding T-num_padding` (otherwise
+        the context `n T h d` and, from `"eager"`, the attention weights of tokens to tokens without padding (otherwise
         `None`). The rows of queries that are masked themselves carry no meaning.
     """
     in_pieces = runs_in_pieces(inputs.query)

@@ -36,6 +36,7 @@ SOURCES = {
         "cpu/memory.py",
         "model/checks.py",
         "model/cache.py",
+        "model/mask.py",
         "model/embeddings.py",
         "model/encoder.py",
         "model/labels.py",

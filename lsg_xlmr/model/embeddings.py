@@ -1,5 +1,5 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
-"""XLM-RoBERTa's embeddings with the global tokens before them."""
+"""XLM-RoBERTa's embeddings and, beside them, those of the global tokens."""
 
 import torch
 from torch import nn
@@ -11,8 +11,17 @@ from .cache import CACHE
 from .checks import check_ids, check_place
 
 
+class GlobalStates:
+    """
+    Takes the global tokens' states from the embeddings to the encoder, past the hooks that may put other embeddings of
+    the tokens in the place of these. No container: accelerate and FSDP would hand on a copy.
+    """
+
+    tensor = None
+
+
 class LSGEmbeddings(XLMRobertaEmbeddings):
-    """XLM-RoBERTa's embeddings and, before them, the global tokens', which have neither position nor type."""
+    """XLM-RoBERTa's embeddings and, beside them, the global tokens', which have neither position nor type."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -20,11 +29,22 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
         self.dropout = LSGDropout(config.hidden_dropout_prob)
         self.global_embeddings = nn.Embedding(MAX_GLOBAL_TOKENS, config.hidden_size)
 
-    def forward(self, input_ids=None, token_type_ids=None, position_ids=None, inputs_embeds=None, **kwargs):
+    def forward(
+        self,
+        input_ids=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        global_states=None,
+        **kwargs,
+    ):
         """
+        Args:
+            global_states ([`GlobalStates`], *optional*): its `tensor` becomes the globals' embeddings, of shape
+                `(batch_size, num_global_tokens, hidden_size)`.
+
         Returns:
-            `torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`; without the
-            globals where a cache has them, and for a stock decoder.
+            the tokens' embeddings, `torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`.
 
         Raises:
             TypeError: what comes is no tensor.
@@ -44,11 +64,15 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
             for name, value in inputs.items():
                 check_place(name, value, self.LayerNorm.weight)
         embeddings = super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, cache_length)
-        if self.config.is_stock or cache_length:
+        if global_states is None:
             return embeddings
-        index = torch.arange(self.config.num_global_tokens, device=embeddings.device)
+        num_global_tokens = self.config.num_global_tokens
+        index = torch.arange(num_global_tokens, device=embeddings.device)
         global_embeddings = self.LayerNorm(self.global_embeddings(index)).expand(embeddings.shape[0], -1, -1)
-        return torch.cat([self.dropout(global_embeddings), embeddings], dim=1)
+        # Parts of one tensor: FSDP has the weights ready once gradients have come to what is returned.
+        embeddings = torch.cat([self.dropout(global_embeddings), embeddings], dim=1)
+        global_states.tensor = embeddings[:, :num_global_tokens]
+        return embeddings[:, num_global_tokens:]
 
     def _check_length(self, num_tokens, input_ids, position_ids, cache_length):
         length = cache_length + num_tokens

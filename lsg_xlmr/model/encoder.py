@@ -22,6 +22,7 @@ from ..cpu.plain import is_plain, plain
 from ..cpu.threads import has_own_threads, in_pieces, run_on_own_threads
 from .cache import CACHE, LSGCacheLayer, self_attention_cache
 from .checks import check_states
+from .mask import key_mask, padded_length
 
 
 logger = logging.get_logger(__name__)
@@ -52,9 +53,9 @@ class LSGAttention(XLMRobertaSelfAttention):
             num_padding (`int`): how many of the last positions fill the last block only.
 
         Returns:
-            the context, of the shape of `hidden_states`, and the attention weights of shape `(batch_size, num_heads,
-            num_global_tokens + sequence_length, num_global_tokens + sequence_length)` where they are asked for,
-            otherwise `None`.
+            the context, of the shape of `hidden_states`, and where they are asked for (otherwise `None`) the attention
+            weights of tokens to tokens, `(batch_size, num_heads, sequence_length, sequence_length)`: what a row lacks
+            of 1 goes to the globals.
 
         Raises:
             ValueError: attention weights are asked for of tokens that a cache no longer has.
@@ -200,12 +201,16 @@ class LSGEncoder(XLMRobertaEncoder):
         attention_mask=None,
         encoder_hidden_states=None,
         use_cache=None,
+        global_states=None,
         **kwargs,
     ):
         """
         Args:
-            hidden_states (`torch.Tensor` of shape `(batch_size, num_global_tokens + sequence_length, hidden_size)`).
-            attention_mask (`torch.BoolTensor`, *optional*): as [`LSGAttention`] takes it.
+            hidden_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): the tokens.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, those in the cache included,
+                *optional*): 0 where a token is hidden.
+            global_states (`torch.Tensor` of shape `(batch_size, num_global_tokens, hidden_size)`): the globals, where
+                the cache does not have them.
             encoder_hidden_states, past_key_values (cache), use_cache: as in [`~transformers.XLMRobertaModel`].
 
         Returns:
@@ -213,15 +218,25 @@ class LSGEncoder(XLMRobertaEncoder):
             the first global token's stands in the place of the first token's.
 
         Raises:
-            TypeError, ValueError: `encoder_hidden_states` does not fit.
+            TypeError, ValueError: `attention_mask` or `encoder_hidden_states` does not fit.
+            ValueError: there are no globals.
         """
         self._check_encoder_hidden_states(encoder_hidden_states, len(hidden_states))
         cache = kwargs.get(CACHE)
         is_decoder, block_size = self.config.is_decoder, self.config.block_size
-        num_global_tokens = num_new_global_tokens(cache, self.config)
-        global_states, hidden_states = hidden_states.tensor_split([num_global_tokens], dim=1)
         batch_size, length, hidden_size = hidden_states.shape
+        cache_length = 0 if cache is None else cache.get_seq_length()
+        if global_states is None and is_decoder and cache_length:
+            global_states = hidden_states[:, :0]
+        elif global_states is None:
+            raise ValueError(
+                "The encoder needs the global tokens' states beside the tokens': call the model, with `inputs_embeds` "
+                "if need be, or give them as `global_states`."
+            )
         padding = 0 if is_decoder else padded_length(length, self.config) - length
+        attention_mask = key_mask(
+            attention_mask, batch_size, cache_length + length, padding, self.config, hidden_states.device
+        )
         states = hidden_states, global_states, hidden_states.new_zeros(batch_size, padding, hidden_size)
         kwargs["encoder_hidden_states"] = encoder_hidden_states
         is_dense = self.config._attn_implementation == "eager" or kwargs.get("output_attentions")
@@ -256,15 +271,3 @@ class LSGEncoder(XLMRobertaEncoder):
                 hidden_states, attention_mask, global_states, padding_states, encoder_hidden_states, **kwargs
             )
         return hidden_states, global_states, padding_states
-
-
-def num_new_global_tokens(cache, config):
-    """How many globals run beside the tokens: none where `cache` (`Cache`, *optional*) has them."""
-    return config.num_global_tokens if cache is None or not cache.get_seq_length() else 0
-
-
-def padded_length(length, config):
-    """`length` tokens in whole blocks; up to two blocks they stay as they are."""
-    if length <= 2 * config.block_size:
-        return length
-    return -(-length // config.block_size) * config.block_size

@@ -12,11 +12,11 @@ from functools import wraps
 from pathlib import Path
 
 import torch
-from torch.nn.functional import pad
+from transformers import DynamicCache, EncoderDecoderCache
 from transformers.initialization import no_init_weights
 from transformers.loss.loss_utils import fixed_cross_entropy
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import MaskedLMOutput
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, MaskedLMOutput
 from transformers.models.xlm_roberta.modeling_xlm_roberta import (
     XLMRobertaEncoder,
     XLMRobertaForCausalLM,
@@ -30,14 +30,13 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import (
     XLMRobertaPreTrainedModel,
 )
 from transformers.utils import can_return_tuple
-from transformers.utils.import_utils import is_tracing
 
 from ..attention.encoder_attention import IMPLEMENTATIONS
 from ..configuration_lsg import LSGConfig, LSGXLMRobertaConfig
 from .cache import CACHE, self_attention_cache
-from .checks import check_arguments, check_ids, check_mask, check_states
-from .embeddings import LSGEmbeddings
-from .encoder import LSGEncoder, num_new_global_tokens, padded_length
+from .checks import check_arguments, check_ids, check_states
+from .embeddings import GlobalStates, LSGEmbeddings
+from .encoder import LSGEncoder
 from .labels import explains_labels, wrong_answers, wrong_choices, wrong_text_labels, wrong_token_labels
 from .lazy_logits import LazyLogits
 from .losses import cross_entropy, of_whole_batch, question_answering_loss, sequence_classification_loss
@@ -130,6 +129,18 @@ class LSGXLMRobertaPreTrainedModel(SavedWithItsCode, XLMRobertaPreTrainedModel):
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
 
+def _like_stock(forward):
+    """What the stock model's `forward` is wrapped in: it takes defaults of the configuration, and collects outputs."""
+    try:
+        from transformers.utils.generic import merge_with_config_defaults
+        from transformers.utils.output_capturing import capture_outputs
+    except ImportError:  # before transformers 5.2
+        from transformers.utils.generic import check_model_inputs
+
+        return check_model_inputs(forward)
+    return merge_with_config_defaults(capture_outputs(forward))
+
+
 class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
     """The bare encoder, [`~transformers.XLMRobertaModel`] with LSG attention. `hidden_states` are the tokens' only."""
 
@@ -157,44 +168,61 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
         check_arguments(kwargs)
         check_ids("input_ids", input_ids, self.config.vocab_size)
         check_states("inputs_embeds", inputs_embeds, self.config.hidden_size)
-        if kwargs.get(CACHE) is not None and not self.config.is_stock:
-            self_attention_cache(kwargs[CACHE])
         inputs = input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
-        return super().forward(*inputs, *args, **kwargs)
+        forward = super().forward if self.config.is_stock else self._lsg_forward
+        return forward(*inputs, *args, **kwargs)
 
-    def _create_attention_masks(
-        self, attention_mask, embedding_output, encoder_attention_mask=None, encoder_hidden_states=None, **kwargs
+    @_like_stock
+    def _lsg_forward(
+        self,
+        input_ids,
+        attention_mask,
+        token_type_ids,
+        position_ids,
+        inputs_embeds,
+        encoder_hidden_states=None,
+        encoder_attention_mask=None,
+        past_key_values=None,
+        use_cache=None,
+        **kwargs,
     ):
-        if self.config.is_stock:
-            masks = {"attention_mask": attention_mask, "encoder_attention_mask": encoder_attention_mask}
-            states = {"embedding_output": embedding_output, "encoder_hidden_states": encoder_hidden_states}
-            return super()._create_attention_masks(**masks, **states, **kwargs)
+        """The stock forward, in which the globals join the tokens after the embeddings."""
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        cache, use_cache = kwargs.pop(CACHE, past_key_values), use_cache and self.config.is_decoder
+        if cache is not None:
+            self_attention_cache(cache)
+        elif use_cache:
+            cache = DynamicCache(config=self.config)
+            if encoder_hidden_states is not None or self.config.is_encoder_decoder:
+                cache = EncoderDecoderCache(cache, DynamicCache(config=self.config))
+        cache_length, global_states = 0 if cache is None else cache.get_seq_length(), GlobalStates()
+        states = self.embeddings(
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            global_states=None if self.config.is_decoder and cache_length else global_states,
+            **{f"{CACHE}_length": cache_length},
+        )
         if encoder_attention_mask is not None:
             encoder_attention_mask = create_bidirectional_mask(
-                self.config, embedding_output, encoder_attention_mask, encoder_hidden_states
+                self.config, states, encoder_attention_mask, encoder_hidden_states
             )
-        return self._create_lsg_mask(attention_mask, embedding_output, kwargs.get(CACHE)), encoder_attention_mask
-
-    def _create_lsg_mask(self, attention_mask, embedding_output, cache):
-        """The mask of globals and padded tokens, `(batch_size, length)`, or `None` if it would hide nothing."""
-        batch_size, length, _ = embedding_output.shape
-        num_global_tokens = self.config.num_global_tokens
-        length -= num_new_global_tokens(cache, self.config)
-        padding = 0 if self.config.is_decoder else padded_length(length, self.config) - length
-        length += 0 if cache is None else cache.get_seq_length()
-        if attention_mask is None and not padding and not self.config.mask_first_token:
-            return None
-        if attention_mask is None:
-            mask = torch.ones(batch_size, length, dtype=torch.bool, device=embedding_output.device)
-        else:
-            check_mask(attention_mask, batch_size, length)
-            mask = attention_mask.to(embedding_output.device) != 0
-        if self.config.mask_first_token:
-            mask = torch.cat([torch.zeros_like(mask[:, :1]), mask[:, 1:]], dim=1)
-        # Traced, the graph is to hold for all lengths and masks.
-        if not is_tracing(mask) and not padding and mask.all():
-            return None
-        return pad(pad(mask, (0, padding), value=False), (num_global_tokens, 0), value=True)
+        outputs = self.encoder(
+            states,
+            attention_mask=attention_mask,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            use_cache=use_cache,
+            global_states=global_states.tensor,
+            **{CACHE: cache, **kwargs},
+        )
+        states = outputs.last_hidden_state
+        pooled = None if self.pooler is None else self.pooler(states)
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=states, pooler_output=pooled, **{CACHE: getattr(outputs, CACHE)}
+        )
 
 
 def _validate(config):

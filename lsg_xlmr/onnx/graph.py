@@ -78,7 +78,6 @@ class _TracedModel(nn.Module):
         self.model, self.mask_token_id = model, mask_token_id
         base_model = model.base_model
         base_model.encoder = _Encoder(base_model.encoder)
-        base_model._create_attention_masks = lambda attention_mask, **kwargs: (attention_mask, None)
 
     def forward(self, input_ids, attention_mask):
         architecture = type(self.model).__name__
@@ -97,8 +96,9 @@ class _Encoder(nn.Module):
         for layer in self.layer:
             layer.attention.self = _Attention(layer.attention.self)
 
-    def forward(self, hidden_states, attention_mask, **kwargs):
+    def forward(self, hidden_states, attention_mask, global_states, **kwargs):
         num_global_tokens = self.config.num_global_tokens
+        hidden_states = torch.cat([global_states, hidden_states], 1)
         mask = attention_mask != 0
         if self.config.mask_first_token:
             mask = torch.cat([torch.zeros_like(mask[:, :1]), mask[:, 1:]], 1)

@@ -27,9 +27,11 @@ def compare(config, implementation, t, lengths=None, dtype=torch.float32, tolera
     torch.testing.assert_close(context[rows].double(), expected.transpose(1, 2)[rows], rtol=0, atol=tolerance)
     assert (weights is None) == (implementation != "eager")
     if weights is not None:
-        weights, expected_weights = (x.transpose(1, 2)[rows] for x in (weights, expected_weights))
-        torch.testing.assert_close(weights.double(), expected_weights, rtol=0, atol=tolerance)
-        torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]), rtol=0, atol=10 * tolerance)
+        of_tokens = expected_weights[:, :, config.num_global_tokens :]
+        weights, expected = (x.transpose(1, 2)[token_mask].double() for x in (weights, of_tokens))
+        to_globals, expected = expected.split((config.num_global_tokens, t), -1)
+        torch.testing.assert_close(weights, expected, rtol=0, atol=tolerance)
+        torch.testing.assert_close(1 - weights.sum(-1), to_globals.sum(-1), rtol=0, atol=10 * tolerance)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -1,0 +1,44 @@
+# Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
+"""From a user's `attention_mask` to the mask of all keys."""
+
+import torch
+from torch.nn.functional import pad
+from transformers.utils.import_utils import is_tracing
+
+from .checks import check_mask
+
+
+def key_mask(attention_mask, batch_size, length, padding, config, device):
+    """
+    Args:
+        attention_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): 0 where a token is hidden.
+        length (`int`): how many tokens there are, those in a cache included.
+        padding (`int`): how many positions after them fill the last block.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch_size, num_global_tokens + length + padding)`: `True` where a key may be
+        seen; or `None` where all may.
+
+    Raises:
+        TypeError, ValueError: see [`check_mask`].
+    """
+    if attention_mask is None and not padding and not config.mask_first_token:
+        return None
+    if attention_mask is None:
+        mask = torch.ones(batch_size, length, dtype=torch.bool, device=device)
+    else:
+        check_mask(attention_mask, batch_size, length)
+        mask = attention_mask.to(device) != 0
+    if config.mask_first_token:
+        mask = torch.cat([torch.zeros_like(mask[:, :1]), mask[:, 1:]], dim=1)
+    # Traced, the graph is to hold for all lengths and masks.
+    if not is_tracing(mask) and not padding and mask.all():
+        return None
+    return pad(pad(mask, (0, padding), value=False), (config.num_global_tokens, 0), value=True)
+
+
+def padded_length(length, config):
+    """`length` tokens in whole blocks; up to two blocks they stay as they are."""
+    if length <= 2 * config.block_size:
+        return length
+    return -(-length // config.block_size) * config.block_size
