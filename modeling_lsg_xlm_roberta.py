@@ -5,32 +5,32 @@ XLM-RoBERTa with LSG attention, in one file.
 
  line  section                         what it is
   116  attention/pattern               The LSG pattern, and what every implementation of it is given
-  262  attention/causal_pattern        The causal LSG pattern, and what its implementations are given
-  331  attention/sparsity              The sparse tokens of LSG attention, made in six ways
-  501  attention/encoder_attention     LSG attention of an encoder
-  536  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
-  569  attention/eager                 LSG attention by its definition
-  604  attention/full                  Attention of the queries that see every key
-  629  attention/windowed              LSG attention by `scaled_dot_product_attention`
-  676  attention/flex                  LSG attention by torch's FlexAttention
-  741  attention/blocks                Which products LSG attention consists of, block by block
-  862  attention/blockwise             LSG attention one block of queries at a time, with its backward
- 1090  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
- 1206  cpu/plain                       Which modules may be called in pieces and on other threads
- 1257  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
- 1411  cpu/dropout                     Dropout on CPU that spends one random byte an element
- 1467  cpu/memory                      Memory on CPU that is used again
- 1485  model/checks                    What the inputs of a model must be, said before torch fails within
- 1609  model/cache                     What causal LSG attention keeps of the tokens before
- 1719  model/mask                      From a user's `attention_mask` to the mask of all keys
- 1759  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
- 1854  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 2106  model/labels                    What the labels of each head must be
- 2222  model/losses                    Losses of a batch that comes in parts
- 2276  model/lazy_logits               Logits of a large vocabulary, computed only at the positions that are looked at
- 2363  model/trained_rows              An embedding of which the first rows alone are trained
- 2397  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 2740  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+  265  attention/causal_pattern        The causal LSG pattern, and what its implementations are given
+  334  attention/sparsity              The sparse tokens of LSG attention, made in six ways
+  504  attention/encoder_attention     LSG attention of an encoder
+  539  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
+  572  attention/eager                 LSG attention by its definition
+  608  attention/full                  Attention of the queries that see every key
+  634  attention/windowed              LSG attention by `scaled_dot_product_attention`
+  681  attention/flex                  LSG attention by torch's FlexAttention
+  746  attention/blocks                Which products LSG attention consists of, block by block
+  867  attention/blockwise             LSG attention one block of queries at a time, with its backward
+ 1095  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
+ 1212  cpu/plain                       Which modules may be called in pieces and on other threads
+ 1263  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
+ 1417  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 1473  cpu/memory                      Memory on CPU that is used again
+ 1491  model/checks                    What the inputs of a model must be, said before torch fails within
+ 1615  model/cache                     What causal LSG attention keeps of the tokens before
+ 1725  model/mask                      From a user's `attention_mask` to the mask of all keys
+ 1767  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
+ 1863  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 2130  model/labels                    What the labels of each head must be
+ 2246  model/losses                    Losses of a batch that comes in parts
+ 2300  model/lazy_logits               Logits of a large vocabulary, computed only at the positions that are looked at
+ 2387  model/trained_rows              An embedding of which the first rows alone are trained
+ 2421  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 2764  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
@@ -145,7 +145,8 @@ class AttentionInputs:
     What one layer's attention works on.
 
     Args:
-        query, key, value (`torch.Tensor` of shape `n h T d`): globals first; `t <= 2*b`, or a multiple of `b`.
+        query, key, value (`torch.Tensor` of shape `n h T d`): globals first; `t <= 2*b`, or a multiple of `b`. Keys
+            and values of a prefix, which every query sees as it sees the globals, stand after those of the globals.
         mask (`torch.BoolTensor` of shape `n T`, or `None`): `True` where a key may be seen.
         config ([`LSGConfig`]).
         scaling (`float`): what scores are multiplied by.
@@ -153,6 +154,7 @@ class AttentionInputs:
         projections (list of `torch.Tensor`, or `None`): for `sparsity_type="lsh"`, see [`lsh_projections`].
         num_padding (`int`): how many of the last positions only fill the last block, to be left out of the weights.
         first_query (`torch.Tensor` of shape `n h 1 d`, or `None`): the first token's, where `query` has it not.
+        num_prefix (`int`): how long the prefix is.
     """
 
     query: torch.Tensor
@@ -165,6 +167,7 @@ class AttentionInputs:
     projections: list[torch.Tensor] | None = None
     num_padding: int = 0
     first_query: torch.Tensor | None = None
+    num_prefix: int = 0
     _sparse: tuple | None = field(default=None, kw_only=True)
 
     # What a decoder has otherwise: how many blocks after its own a token's query sees, and what its cache has left.
@@ -173,12 +176,12 @@ class AttentionInputs:
 
     def __post_init__(self):
         if self.first_query is None:
-            self.first_query = self.query[:, :, self.num_global_tokens :][:, :, :1]
+            self.first_query = self.query[:, :, self.num_global_queries :][:, :, :1]
 
     @property
     def num_global_tokens(self):
-        """`G`."""
-        return self.config.num_global_tokens
+        """`G`, and the prefix, as keys."""
+        return self.config.num_global_tokens + self.num_prefix
 
     @property
     def num_tokens(self):
@@ -187,7 +190,7 @@ class AttentionInputs:
 
     @property
     def num_global_queries(self):
-        """`G`, or none where the queries are not those of all positions."""
+        """`G` without a prefix, or none where the queries are not those of all positions."""
         return max(self.query.shape[2] - self.num_tokens, 0)
 
     @property
@@ -586,8 +589,9 @@ def eager_attention(inputs):
         weights = weights + pad(to_sparse @ spread, (0, t - c))
     weights, value = apply_dropout(torch.cat([to_globals, weights], -1), inputs.dropout), inputs.value
     # The weights handed out are those the context is made of, so that gradients reach them.
+    rows = [inputs.num_global_queries, weights.shape[2] - inputs.num_padding]
     ends = [num_global_tokens, value.shape[2] - inputs.num_padding]
-    of_globals, of_tokens, of_padding = weights.tensor_split(ends, 2)
+    of_globals, of_tokens, of_padding = weights.tensor_split(rows, 2)
     parts = of_tokens.tensor_split(ends, 3)
     context = sum(part @ values for part, values in zip(parts, value.tensor_split(ends, 2)))
     context = torch.cat([of_globals @ value, context, of_padding @ value], 2)
@@ -613,11 +617,12 @@ def full_attention(query, inputs):
 
 def with_globals(context, inputs):
     """The tokens' context (`n t h d`) with that of the global queries before it, `n T h d`."""
-    parts = [x[:, :, : inputs.num_global_tokens] for x in (inputs.query, inputs.key, inputs.value)]
+    query = inputs.query[:, :, : inputs.num_global_queries]
     if inputs.num_blocks_ahead:
-        global_context = full_attention(parts[0], inputs)
+        global_context = full_attention(query, inputs)
     else:  # they see themselves alone
-        global_context = product(*parts, None, inputs).transpose(1, 2)
+        key, value = (x[:, :, : inputs.num_global_tokens] for x in (inputs.key, inputs.value))
+        global_context = product(query, key, value, None, inputs).transpose(1, 2)
     return torch.cat([global_context, context], 1)
 
 
@@ -642,7 +647,7 @@ def windowed_attention(inputs):
     # What lies outside of the sequence at either end is `False` in the windows of the mask.
     key_mask = inputs.key_mask().expand(-1, num_heads, -1)
     visible = _windows(key_mask[..., None], inputs).transpose(2, 3)  # n h*t/b 1 W
-    queries = inputs.query[:, :, inputs.num_global_tokens :]
+    queries = inputs.query[:, :, inputs.num_global_queries :]
     if is_causal:
         later = torch.ones(b, b, dtype=torch.bool, device=visible.device).triu(1)
         before = inputs.num_global_tokens + b
@@ -702,7 +707,7 @@ def flex_attention(inputs):
         block_mask = _with_key_mask(block_mask, inputs.key_mask().expand(-1, key.shape[1], -1))
     attention = torch_flex_attention if key.device.type == "cpu" else compile_friendly_flex_attention
     context = attention(
-        query[:, :, num_global_tokens:],
+        query[:, :, inputs.num_global_queries :],
         inputs.with_sparse(key, sparse_key),
         inputs.with_sparse(inputs.value, sparse_value),
         block_mask=block_mask,
@@ -1118,10 +1123,11 @@ def compiled_attention(inputs):
     # What is dropped is drawn again in the backward pass, from its seed.
     seed = torch.randint(2**62, (1,)) if inputs.dropout > 0 else None
     config = inputs.config
+    # As keys a prefix is more globals; how many of them are queries the shapes tell.
     return _attention_operator(
         *(inputs.query, inputs.key, inputs.value, sparse_key, sparse_value),
         *(inputs.mask, sparse_mask, seed),
-        [config.num_global_tokens, config.block_size, config.sparse_block_size, config.sparsity_factor],
+        [inputs.num_global_tokens, config.block_size, config.sparse_block_size, config.sparsity_factor],
         inputs.scaling,
         inputs.dropout,
     )
@@ -1720,12 +1726,13 @@ class LSGCacheLayer(DynamicLayer):
 # From a user's `attention_mask` to the mask of all keys.
 
 
-def key_mask(attention_mask, batch_size, length, padding, config, device):
+def key_mask(attention_mask, batch_size, length, padding, config, device, num_prefix=0):
     """
     Args:
         attention_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): 0 where a token is hidden.
         length (`int`): how many tokens there are, those in a cache included.
         padding (`int`): how many positions after them fill the last block.
+        num_prefix (`int`): how many of the first are a prefix, before the first token.
 
     Returns:
         `torch.BoolTensor` of shape `(batch_size, num_global_tokens + length + padding)`: `True` where a key may be
@@ -1742,7 +1749,8 @@ def key_mask(attention_mask, batch_size, length, padding, config, device):
         check_mask(attention_mask, batch_size, length)
         mask = attention_mask.to(device) != 0
     if config.mask_first_token:
-        mask = torch.cat([torch.zeros_like(mask[:, :1]), mask[:, 1:]], dim=1)
+        prefix, first, others = mask.tensor_split([num_prefix, num_prefix + 1], dim=1)
+        mask = torch.cat([prefix, torch.zeros_like(first), others], dim=1)
     # Traced, the graph is to hold for all lengths and masks.
     if not is_tracing(mask) and not padding and mask.all():
         return None
@@ -1842,10 +1850,11 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
                     "checkpoint to a longer max_sequence_length."
                 )
         block_size = self.config.block_size
-        if not self.config.adaptive and not self.config.is_decoder and length > 2 * block_size and length % block_size:
-            shorter = length // block_size * block_size
+        is_fixed = not self.config.adaptive and not self.config.is_decoder
+        if is_fixed and num_tokens > 2 * block_size and num_tokens % block_size:
+            shorter = num_tokens // block_size * block_size
             raise ValueError(
-                f"The input has {length} tokens; with adaptive=False a length over {2 * block_size} must be a "
+                f"The input has {num_tokens} tokens; with adaptive=False a length over {2 * block_size} must be a "
                 f"multiple of block_size={block_size}: {shorter} or {shorter + block_size} would do, and so would "
                 "adaptive=True, which pads inside the model."
             )
@@ -1917,7 +1926,11 @@ class LSGAttention(XLMRobertaSelfAttention):
                 raise ValueError("With a cache there are no attention weights of all tokens: add use_cache=False.")
             context, weights = causal_attention(inputs, implementation)
         else:
-            inputs = AttentionInputs(query, key, value, attention_mask, num_padding=num_padding, **arguments)
+            num_states = key.shape[2]
+            if kwargs.get(CACHE) is not None:
+                key, value = self._with_prefix(key, value, num_padding, self_attention_cache(kwargs[CACHE]))
+            arguments |= {"num_padding": num_padding, "num_prefix": key.shape[2] - num_states}
+            inputs = AttentionInputs(query, key, value, attention_mask, **arguments)
             context, weights = lsg_attention(inputs, implementation)
         return context.reshape(hidden_states.shape), weights
 
@@ -1937,6 +1950,16 @@ class LSGAttention(XLMRobertaSelfAttention):
         if layer is not None:
             layer.forget(inputs)
         return inputs
+
+    def _with_prefix(self, key, value, num_padding, cache):
+        """
+        Keys and values with those of `cache` between the globals and the tokens. As in the stock encoder, the cache
+        takes those of the tokens.
+        """
+        ends = [self.config.num_global_tokens, key.shape[2] - num_padding]
+        parts = [x.tensor_split(ends, dim=2) for x in (key, value)]
+        longer = cache.update(*(tokens for _, tokens, _ in parts), self.layer_idx)
+        return [torch.cat([globals_, tokens, padding], 2) for (globals_, _, padding), tokens in zip(parts, longer)]
 
     def lsh_projections(self, device):
         """This layer's random projections, or `None` for another `sparsity_type`; see [`lsh_projections`]."""
@@ -2065,7 +2088,8 @@ class LSGEncoder(XLMRobertaEncoder):
             )
         padding = 0 if is_decoder else padded_length(length, self.config) - length
         attention_mask = key_mask(
-            attention_mask, batch_size, cache_length + length, padding, self.config, hidden_states.device
+            *(attention_mask, batch_size, cache_length + length, padding, self.config, hidden_states.device),
+            num_prefix=0 if is_decoder else cache_length,
         )
         states = hidden_states, global_states, hidden_states.new_zeros(batch_size, padding, hidden_size)
         kwargs["encoder_hidden_states"] = encoder_hidden_states

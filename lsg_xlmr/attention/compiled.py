@@ -44,10 +44,11 @@ def compiled_attention(inputs):
     # What is dropped is drawn again in the backward pass, from its seed.
     seed = torch.randint(2**62, (1,)) if inputs.dropout > 0 else None
     config = inputs.config
+    # As keys a prefix is more globals; how many of them are queries the shapes tell.
     return _attention_operator(
         *(inputs.query, inputs.key, inputs.value, sparse_key, sparse_value),
         *(inputs.mask, sparse_mask, seed),
-        [config.num_global_tokens, config.block_size, config.sparse_block_size, config.sparsity_factor],
+        [inputs.num_global_tokens, config.block_size, config.sparse_block_size, config.sparsity_factor],
         inputs.scaling,
         inputs.dropout,
     )

@@ -21,8 +21,9 @@ def eager_attention(inputs):
         weights = weights + pad(to_sparse @ spread, (0, t - c))
     weights, value = apply_dropout(torch.cat([to_globals, weights], -1), inputs.dropout), inputs.value
     # The weights handed out are those the context is made of, so that gradients reach them.
+    rows = [inputs.num_global_queries, weights.shape[2] - inputs.num_padding]
     ends = [num_global_tokens, value.shape[2] - inputs.num_padding]
-    of_globals, of_tokens, of_padding = weights.tensor_split(ends, 2)
+    of_globals, of_tokens, of_padding = weights.tensor_split(rows, 2)
     parts = of_tokens.tensor_split(ends, 3)
     context = sum(part @ values for part, values in zip(parts, value.tensor_split(ends, 2)))
     context = torch.cat([of_globals @ value, context, of_padding @ value], 2)

@@ -36,7 +36,7 @@ def flex_attention(inputs):
         block_mask = _with_key_mask(block_mask, inputs.key_mask().expand(-1, key.shape[1], -1))
     attention = torch_flex_attention if key.device.type == "cpu" else compile_friendly_flex_attention
     context = attention(
-        query[:, :, num_global_tokens:],
+        query[:, :, inputs.num_global_queries :],
         inputs.with_sparse(key, sparse_key),
         inputs.with_sparse(inputs.value, sparse_value),
         block_mask=block_mask,

@@ -13,11 +13,12 @@ def full_attention(query, inputs):
 
 def with_globals(context, inputs):
     """The tokens' context (`n t h d`) with that of the global queries before it, `n T h d`."""
-    parts = [x[:, :, : inputs.num_global_tokens] for x in (inputs.query, inputs.key, inputs.value)]
+    query = inputs.query[:, :, : inputs.num_global_queries]
     if inputs.num_blocks_ahead:
-        global_context = full_attention(parts[0], inputs)
+        global_context = full_attention(query, inputs)
     else:  # they see themselves alone
-        global_context = product(*parts, None, inputs).transpose(1, 2)
+        key, value = (x[:, :, : inputs.num_global_tokens] for x in (inputs.key, inputs.value))
+        global_context = product(query, key, value, None, inputs).transpose(1, 2)
     return torch.cat([global_context, context], 1)
 
 

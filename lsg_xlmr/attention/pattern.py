@@ -39,7 +39,8 @@ class AttentionInputs:
     What one layer's attention works on.
 
     Args:
-        query, key, value (`torch.Tensor` of shape `n h T d`): globals first; `t <= 2*b`, or a multiple of `b`.
+        query, key, value (`torch.Tensor` of shape `n h T d`): globals first; `t <= 2*b`, or a multiple of `b`. Keys
+            and values of a prefix, which every query sees as it sees the globals, stand after those of the globals.
         mask (`torch.BoolTensor` of shape `n T`, or `None`): `True` where a key may be seen.
         config ([`LSGConfig`]).
         scaling (`float`): what scores are multiplied by.
@@ -47,6 +48,7 @@ class AttentionInputs:
         projections (list of `torch.Tensor`, or `None`): for `sparsity_type="lsh"`, see [`lsh_projections`].
         num_padding (`int`): how many of the last positions only fill the last block, to be left out of the weights.
         first_query (`torch.Tensor` of shape `n h 1 d`, or `None`): the first token's, where `query` has it not.
+        num_prefix (`int`): how long the prefix is.
     """
 
     query: torch.Tensor
@@ -59,6 +61,7 @@ class AttentionInputs:
     projections: list[torch.Tensor] | None = None
     num_padding: int = 0
     first_query: torch.Tensor | None = None
+    num_prefix: int = 0
     _sparse: tuple | None = field(default=None, kw_only=True)
 
     # What a decoder has otherwise: how many blocks after its own a token's query sees, and what its cache has left.
@@ -67,12 +70,12 @@ class AttentionInputs:
 
     def __post_init__(self):
         if self.first_query is None:
-            self.first_query = self.query[:, :, self.num_global_tokens :][:, :, :1]
+            self.first_query = self.query[:, :, self.num_global_queries :][:, :, :1]
 
     @property
     def num_global_tokens(self):
-        """`G`."""
-        return self.config.num_global_tokens
+        """`G`, and the prefix, as keys."""
+        return self.config.num_global_tokens + self.num_prefix
 
     @property
     def num_tokens(self):
@@ -81,7 +84,7 @@ class AttentionInputs:
 
     @property
     def num_global_queries(self):
-        """`G`, or none where the queries are not those of all positions."""
+        """`G` without a prefix, or none where the queries are not those of all positions."""
         return max(self.query.shape[2] - self.num_tokens, 0)
 
     @property

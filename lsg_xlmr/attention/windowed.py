@@ -19,7 +19,7 @@ def windowed_attention(inputs):
     # What lies outside of the sequence at either end is `False` in the windows of the mask.
     key_mask = inputs.key_mask().expand(-1, num_heads, -1)
     visible = _windows(key_mask[..., None], inputs).transpose(2, 3)  # n h*t/b 1 W
-    queries = inputs.query[:, :, inputs.num_global_tokens :]
+    queries = inputs.query[:, :, inputs.num_global_queries :]
     if is_causal:
         later = torch.ones(b, b, dtype=torch.bool, device=visible.device).triu(1)
         before = inputs.num_global_tokens + b

@@ -93,10 +93,11 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
                     "checkpoint to a longer max_sequence_length."
                 )
         block_size = self.config.block_size
-        if not self.config.adaptive and not self.config.is_decoder and length > 2 * block_size and length % block_size:
-            shorter = length // block_size * block_size
+        is_fixed = not self.config.adaptive and not self.config.is_decoder
+        if is_fixed and num_tokens > 2 * block_size and num_tokens % block_size:
+            shorter = num_tokens // block_size * block_size
             raise ValueError(
-                f"The input has {length} tokens; with adaptive=False a length over {2 * block_size} must be a "
+                f"The input has {num_tokens} tokens; with adaptive=False a length over {2 * block_size} must be a "
                 f"multiple of block_size={block_size}: {shorter} or {shorter + block_size} would do, and so would "
                 "adaptive=True, which pads inside the model."
             )

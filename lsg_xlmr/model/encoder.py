@@ -87,7 +87,11 @@ class LSGAttention(XLMRobertaSelfAttention):
                 raise ValueError("With a cache there are no attention weights of all tokens: add use_cache=False.")
             context, weights = causal_attention(inputs, implementation)
         else:
-            inputs = AttentionInputs(query, key, value, attention_mask, num_padding=num_padding, **arguments)
+            num_states = key.shape[2]
+            if kwargs.get(CACHE) is not None:
+                key, value = self._with_prefix(key, value, num_padding, self_attention_cache(kwargs[CACHE]))
+            arguments |= {"num_padding": num_padding, "num_prefix": key.shape[2] - num_states}
+            inputs = AttentionInputs(query, key, value, attention_mask, **arguments)
             context, weights = lsg_attention(inputs, implementation)
         return context.reshape(hidden_states.shape), weights
 
@@ -107,6 +111,16 @@ class LSGAttention(XLMRobertaSelfAttention):
         if layer is not None:
             layer.forget(inputs)
         return inputs
+
+    def _with_prefix(self, key, value, num_padding, cache):
+        """
+        Keys and values with those of `cache` between the globals and the tokens. As in the stock encoder, the cache
+        takes those of the tokens.
+        """
+        ends = [self.config.num_global_tokens, key.shape[2] - num_padding]
+        parts = [x.tensor_split(ends, dim=2) for x in (key, value)]
+        longer = cache.update(*(tokens for _, tokens, _ in parts), self.layer_idx)
+        return [torch.cat([globals_, tokens, padding], 2) for (globals_, _, padding), tokens in zip(parts, longer)]
 
     def lsh_projections(self, device):
         """This layer's random projections, or `None` for another `sparsity_type`; see [`lsh_projections`]."""
@@ -235,7 +249,8 @@ class LSGEncoder(XLMRobertaEncoder):
             )
         padding = 0 if is_decoder else padded_length(length, self.config) - length
         attention_mask = key_mask(
-            attention_mask, batch_size, cache_length + length, padding, self.config, hidden_states.device
+            *(attention_mask, batch_size, cache_length + length, padding, self.config, hidden_states.device),
+            num_prefix=0 if is_decoder else cache_length,
         )
         states = hidden_states, global_states, hidden_states.new_zeros(batch_size, padding, hidden_size)
         kwargs["encoder_hidden_states"] = encoder_hidden_states

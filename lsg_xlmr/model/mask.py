@@ -8,12 +8,13 @@ from transformers.utils.import_utils import is_tracing
 from .checks import check_mask
 
 
-def key_mask(attention_mask, batch_size, length, padding, config, device):
+def key_mask(attention_mask, batch_size, length, padding, config, device, num_prefix=0):
     """
     Args:
         attention_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): 0 where a token is hidden.
         length (`int`): how many tokens there are, those in a cache included.
         padding (`int`): how many positions after them fill the last block.
+        num_prefix (`int`): how many of the first are a prefix, before the first token.
 
     Returns:
         `torch.BoolTensor` of shape `(batch_size, num_global_tokens + length + padding)`: `True` where a key may be
@@ -30,7 +31,8 @@ def key_mask(attention_mask, batch_size, length, padding, config, device):
         check_mask(attention_mask, batch_size, length)
         mask = attention_mask.to(device) != 0
     if config.mask_first_token:
-        mask = torch.cat([torch.zeros_like(mask[:, :1]), mask[:, 1:]], dim=1)
+        prefix, first, others = mask.tensor_split([num_prefix, num_prefix + 1], dim=1)
+        mask = torch.cat([prefix, torch.zeros_like(first), others], dim=1)
     # Traced, the graph is to hold for all lengths and masks.
     if not is_tracing(mask) and not padding and mask.all():
         return None

@@ -8,23 +8,31 @@ import math
 import torch
 
 
-def dense_lsg_attention(query, key, value, mask, config, projections=None, causal=False):
+def dense_lsg_attention(
+    query, key, value, mask, config, projections=None, causal=False, num_prefix=0, prefix_mask=None
+):
     """
     Args:
-        query, key, value (`torch.Tensor` of shape `n h G+t d`): globals first.
+        query, key, value (`torch.Tensor` of shape `n h G+t d`): globals first; keys and values of a prefix after
+            those of the globals.
         mask (`torch.BoolTensor` of shape `n t`): `True` where a token is not padding.
         config: with the fields of an `LSGConfig`.
         projections (list of `torch.Tensor` of shape `h d p`): for `lsh`, one per round.
         causal (`bool`): of a decoder, where `t` may be any length.
+        num_prefix (`int`): how long a prefix is, whose keys every query sees.
+        prefix_mask (`torch.BoolTensor` of shape `n num_prefix`, *optional*): `False` where none does.
 
     Returns:
-        the context `n h G+t d` and the attention weights over globals and tokens `n h G+t G+t`, in float64.
+        the context `n h G+t d` and the attention weights over globals, prefix and tokens `n h G+t G+num_prefix+t`, in
+        float64.
     """
     query, key, value = query.double(), key.double(), value.double()
-    n, h, positions, d = query.shape
-    num_globals = config.num_global_tokens
-    t = positions - num_globals
-    context, weights = torch.zeros_like(query), query.new_zeros(n, h, positions, positions)
+    n, h, num_queries, d = query.shape
+    first = config.num_global_tokens  # the first token's query
+    t = num_queries - first
+    num_globals = first + num_prefix  # as keys
+    positions = num_globals + t
+    context, weights = torch.zeros_like(query), query.new_zeros(n, h, num_queries, positions)
     for i in range(n):
         for j in range(h):
             head = [None if p is None else p[j].double() for p in projections or []]
@@ -32,7 +40,7 @@ def dense_lsg_attention(query, key, value, mask, config, projections=None, causa
             spread, visible_sparse = sparse_weights(
                 key[i, j, num_globals : num_globals + whole],
                 mask[i, :whole],
-                query[i, j, num_globals],
+                query[i, j, first],
                 j,
                 config,
                 head,
@@ -40,13 +48,15 @@ def dense_lsg_attention(query, key, value, mask, config, projections=None, causa
             spread = torch.nn.functional.pad(spread, (0, t - whole))  # m t
             full = torch.cat([torch.eye(positions).double(), torch.nn.functional.pad(spread, (num_globals, 0))])
             keys = full @ key[i, j]  # G+t+m d
-            allowed = torch.zeros(positions, len(full), dtype=torch.bool)
+            allowed = torch.zeros(num_queries, len(full), dtype=torch.bool)
             allowed[:, :num_globals] = True
-            allowed[:num_globals, num_globals:positions] = not causal
+            allowed[:first, num_globals:positions] = not causal
             row = causal_token_row if causal else token_row
             for q in range(t):
-                allowed[num_globals + q] = row(q, t, len(spread), num_globals, config)
+                allowed[first + q] = row(q, t, len(spread), num_globals, config)
             allowed[:, num_globals:positions] &= mask[i]
+            if prefix_mask is not None:
+                allowed[:, first:num_globals] &= prefix_mask[i]
             allowed[:, positions:] &= visible_sparse
             scores = (query[i, j] @ keys.T) / math.sqrt(d)
             probabilities = scores.masked_fill(~allowed, -math.inf).softmax(-1) @ full
