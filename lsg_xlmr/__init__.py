@@ -19,6 +19,7 @@ from .model.modeling_lsg_xlm_roberta import (
     LSGXLMRobertaPreTrainedModel,
 )
 from .onnx import export_onnx
+from .version import __version__
 
 
 # Transformers' Auto classes make this package's models of this package's configurations. All others are as before.
@@ -46,5 +47,6 @@ __all__ = [
     "LSGXLMRobertaForTokenClassification",
     "LSGXLMRobertaModel",
     "LSGXLMRobertaPreTrainedModel",
+    "__version__",
     "export_onnx",
 ]

@@ -55,7 +55,11 @@ def parse_arguments(argv):
         help="write onnx/model.onnx too and, of type int8, onnx/model_qint8.onnx; without --initial_model into the "
         "LSG checkpoint that --model_name is already",
     )
-    add("--run_test", **flag, help="load the result, run every head, compare a filled mask with the source's")
+    add(
+        "--run_test",
+        **flag,
+        help="load the result, run its head on short and long input, compare it with the source's",
+    )
     add("--seed", type=int, default=123, help="seed of what is drawn: random global tokens, new heads")
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="type of the weights; the source's if not given")
     add(

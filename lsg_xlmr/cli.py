@@ -16,8 +16,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers.utils import logging as transformers_logging
 
 from .arguments import parse_arguments
-from .conversion import ARCHITECTURES, LSGConverter, Source
-from .conversion.check import check_fill_mask, check_heads
+from .conversion import LSGConverter, Source
+from .conversion.check import check_checkpoint
 from .conversion.folder import folder_size, save_checkpoint
 from .conversion.messages import first_line, quiet_transformers
 from .conversion.model_card import loading_snippet, model_card, with_onnx_section
@@ -149,9 +149,8 @@ def _told(report):
 
 
 def _test(options, architecture, source):
-    findings = list(tqdm(check_heads(options.model_name), "Testing", total=len(ARCHITECTURES), leave=False))
-    if {architecture, source.architecture} <= {"LSGXLMRobertaForMaskedLM", "XLMRobertaForMaskedLM"}:
-        findings.append(check_fill_mask(options.model_name, source))
+    trials = check_checkpoint(options.model_name, source, **options.model_kwargs)
+    findings = list(tqdm(trials, "Testing", unit=" trials", leave=False))
     if options.onnx:
         findings.extend(_onnx_findings(options, architecture))
     return _report(findings)

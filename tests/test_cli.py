@@ -16,7 +16,7 @@ from repository import DATA, ROOT
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from lsg_xlmr import cli
+from lsg_xlmr import __version__, cli
 
 
 SOURCE = DATA / "parity_conversion" / "source"
@@ -342,23 +342,26 @@ def test_tokenizer_file_that_truncates(run, source):
 def test_run_test(run):
     code, out, err = run("--run_test", model_kwargs=None)
     lines = out.split("\n\n")[0].splitlines()
-    assert code == 0 and len(lines) == 9
-    assert all(re.match(r"ok     AutoModel\w* +\d+ tokens .* s   600 tokens .* s$", line) for line in lines[:7])
-    assert re.match(r"ok     Paris is the <mask> of France\.  '.*' 0\.\d+ before, 0\.\d+ after", lines[7])
-    assert lines[8].startswith("Wrote out: ")
+    assert code == 0 and len(lines) == 3
+    assert re.match(r"ok     AutoModelForMaskedLM +\d+ tokens .* s   600 tokens .* s$", lines[0])
+    assert re.match(r"ok     Paris is the <mask> of France\.  '.*' 0\.\d+ before, 0\.\d+ after.* differ by ", lines[1])
+    assert lines[2].startswith("Wrote out: ")
 
 
 def test_run_test_finds_another_answer(run, monkeypatch):
-    """A conversion that forgets the words answers at random."""
+    """A conversion that forgets the words answers at random; the result stays, and is not pushed."""
     from_pretrained = AutoModelForMaskedLM.from_pretrained
 
-    def forgetful(*args, **kwargs):
-        model = from_pretrained(*args, **kwargs)
-        torch.nn.init.normal_(model.get_input_embeddings().weight, std=5.0)
-        return model
+    def forgetful(name_or_path, **kwargs):
+        result = from_pretrained(name_or_path, **kwargs)
+        if name_or_path == "out":
+            torch.nn.init.normal_(result.get_input_embeddings().weight, std=5.0)
+        return result
 
     monkeypatch.setattr(AutoModelForMaskedLM, "from_pretrained", forgetful)
-    code, out, err = run("--run_test", model_kwargs=None)
+    monkeypatch.setattr(cli, "_full_name", lambda options: "somebody/out")
+    monkeypatch.setattr(cli, "_push", lambda *args: pytest.fail("pushed"))
+    code, out, err = run("--run_test", "--push_to_hub", model_kwargs=None)
     assert code == 1 and "FAILED Paris is the" in out and "Wrote out: " in out
     assert "lsg-convert: the test failed" in err
     assert Path("out/model.safetensors").is_file()
@@ -366,9 +369,37 @@ def test_run_test_finds_another_answer(run, monkeypatch):
 
 def test_run_test_finds_a_head_that_fails(run, monkeypatch):
     monkeypatch.setattr(AutoModelForMaskedLM, "from_pretrained", lambda *args, **kwargs: 1 / 0)
-    monkeypatch.setattr(cli, "check_fill_mask", lambda *args: ("", True))
     code, out, _ = run("--run_test", model_kwargs=None)
     assert code == 1 and "FAILED AutoModelForMaskedLM                failed: division by zero" in out
+
+
+# Hides what an installation tells of this package, as where there is none.
+NOT_INSTALLED = """
+import importlib.metadata
+from_name = importlib.metadata.Distribution.from_name
+def hidden(name):
+    if name.replace("_", "-").lower() == "lsg-xlmr":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return from_name(name)
+importlib.metadata.Distribution.from_name = hidden
+"""
+
+
+def test_verify_in_a_clone_where_nothing_is_installed(run, tmp_path):
+    assert run()[0] == 0
+    clone = tmp_path / "clone"
+    shutil.copytree(ROOT / "lsg_xlmr", clone / "lsg_xlmr", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "convert_checkpoint.py", clone)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(NOT_INSTALLED)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    asked = [sys.executable, "-c", "from importlib.metadata import version; version('lsg-xlmr')"]
+    asked = subprocess.run(asked, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert "PackageNotFoundError" in asked.stderr
+    command = [sys.executable, str(clone / "convert_checkpoint.py"), "--verify", "out"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f": that of lsg-xlmr {__version__}, sha256 ") == 2
 
 
 def test_module_runs_the_command_line(monkeypatch, capsys):

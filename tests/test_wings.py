@@ -9,7 +9,7 @@ from repository import ROOT
 PACKAGE = ROOT / "lsg_xlmr"
 # From the ground up: a wing is a folder, or a file that stands alone.
 WINGS = (
-    *("configuration_lsg", "cpu", "attention", "model", "conversion", "onnx"),
+    *("version", "configuration_lsg", "cpu", "attention", "model", "conversion", "onnx"),
     *("arguments", "cli", "__init__", "__main__"),
 )
 

@@ -1,97 +1,78 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
-"""Tries a converted checkpoint: every head on a short and a long input, and a filled mask before and after."""
+"""Tries a converted checkpoint: whether it runs as users run it, and is still the source's function."""
 
 import time
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, XLMRobertaForMaskedLM
+from transformers import AutoConfig, AutoTokenizer
 
-from ..configuration_lsg import LSGConfig
-from ..model.modeling_lsg_xlm_roberta import LSGXLMRobertaForMaskedLM
+from .answers import TEXT, question
+from .architectures import ARCHITECTURES
+from .comparison import Comparison
 from .messages import first_line
 
 
-TEXT = "Paris is the {mask} of France."
-
-
-def check_heads(folder):
+def check_checkpoint(folder, source, **fields):
     """
-    Loads the checkpoint by each Auto class, with `trust_remote_code=True`, and runs it on a short input and on one of
-    the greatest length. A head the checkpoint does not have gets random weights.
+    Tries what the checkpoint is, nothing else: its own head, loaded by its Auto class with `trust_remote_code=True`,
+    on a short input and on one of the greatest length; and, for a sentence-transformers folder, where that is
+    installed, `SentenceTransformer` on both.
+
+    Then it is held against its source, see [`Comparison`].
+
+    Args:
+        folder (`str`): the converted checkpoint.
+        source ([`Source`]): what was converted.
+        fields: of the configuration, with which it was converted.
 
     Yields:
         `tuple[str, bool]`: a line that says what was done, and whether all was well.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    maximum = AutoConfig.from_pretrained(folder, trust_remote_code=True).max_sequence_length
-    texts = ("Paris is the capital of France.", "Paris is the capital of France. " * maximum)
-    inputs = [tokenizer(text, truncation=True, max_length=maximum, return_tensors="pt") for text in texts]
-    for auto_class in LSGConfig.AUTO_MAP:
-        if auto_class == "AutoConfig":
-            continue
-        try:
-            yield f"{auto_class:<36}" + "   ".join(_run(auto_class, folder, inputs)), True
-        except Exception as error:  # whatever it is, it is the finding
-            yield f"{auto_class:<36}failed: {first_line(error)}", False
+    name = "loading"
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        architecture = config.architectures[0]
+        name = ARCHITECTURES[architecture][0]
+        model = getattr(transformers, name).from_pretrained(folder, trust_remote_code=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        yield f"{name:<36}" + "   ".join(_run(model, tokenizer)), True
+        if Path(folder, "modules.json").is_file() and find_spec("sentence_transformers"):
+            name = "SentenceTransformer"
+            yield f"{name:<36}" + "   ".join(_embed(folder, config.max_sequence_length)), True
+        name = f"{source.architecture} before and after"
+        comparison = Comparison(model, tokenizer, source, fields)
+        del model  # one of the two at a time in memory
+        yield comparison.finding(folder)
+    except Exception as error:  # whatever it is, it is the finding
+        yield f"{name:<35} failed: {first_line(error)}", False
 
 
 @torch.inference_mode()
-def check_fill_mask(folder, source):
-    """
-    Fills a mask by the source ([`Source`]) and by the checkpoint in `folder`.
-
-    Returns:
-        `tuple[str, bool]`: see [`compared_words`].
-    """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    text = TEXT.format(mask=tokenizer.mask_token)
-    inputs = tokenizer(text, return_tensors="pt")
-    probabilities = []
-    for model in (_source_model(source), AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)):
-        logits = model.eval()(**inputs).logits[inputs.input_ids == tokenizer.mask_token_id][0]
-        probabilities.append(logits.float().softmax(-1))
-    return compared_words(tokenizer, text, *probabilities)
-
-
-def compared_words(tokenizer, text, before, after, names=("before", "after")):
-    """
-    Args:
-        text (`str`): with a mask.
-        before, after (`torch.Tensor` of shape `(vocab_size,)`): the words' probabilities in its place, by two models.
-        names (`tuple[str, str]`): of the two.
-
-    Returns:
-        `tuple[str, bool]`: a line with both answers, and whether all is well: the first answer before is still the
-        first, or at least half as probable as it was.
-    """
-    first, now = int(before.argmax()), int(after.argmax())
-    line = f"{text}  {_word(tokenizer, first)} {before[first]:.3f} {names[0]}, {after[first]:.3f} {names[1]}"
-    if now != first:
-        line += f", when {_word(tokenizer, now)} {after[now]:.3f} is the first"
-    return line, now == first or bool(after[first] >= before[first] / 2)
-
-
-def _word(tokenizer, token_id):
-    return repr(tokenizer.decode([token_id]).strip())
-
-
-@torch.inference_mode()
-def _run(auto_class, folder, inputs):
-    model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True).eval()
-    for tensors in inputs:
-        length = tensors.input_ids.shape[1]
-        if auto_class == "AutoModelForMultipleChoice":
-            tensors = {name: tensor[:, None] for name, tensor in tensors.items()}
+def _run(model, tokenizer):
+    """Each of the two inputs, with its length and time."""
+    maximum = model.config.max_sequence_length
+    for repeated in (1, maximum):
+        inputs = question(type(model).__name__, tokenizer, model.config, maximum, repeated)
+        length = inputs["input_ids"].shape[-1]
         started = time.perf_counter()
-        output = model(**tensors)[0]
+        outputs = model(**inputs)
         seconds = time.perf_counter() - started
-        if not output.isfinite().all():
+        if not all(x.isfinite().all() for x in outputs.values() if isinstance(x, torch.Tensor)):
             raise ValueError(f"not all outputs for {length} tokens are finite")
         yield f"{length} tokens {seconds:.2f} s"
 
 
-def _source_model(source):
-    model_class = LSGXLMRobertaForMaskedLM if source.is_lsg else XLMRobertaForMaskedLM
-    config = source.config_as(model_class.config_class)
-    return model_class.from_pretrained(source.encoder, config=config, token=source.token, dtype="auto")
+def _embed(folder, maximum):
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
+    for kind, text in (("short", TEXT), ("long", f"{TEXT} " * maximum)):
+        started = time.perf_counter()
+        vector = model.encode(text, convert_to_tensor=True, show_progress_bar=False)
+        seconds = time.perf_counter() - started
+        if not vector.isfinite().all():
+            raise ValueError(f"not all of the vector of the {kind} text is finite")
+        yield f"{kind} text {seconds:.2f} s"

@@ -2,9 +2,9 @@
 """Whether the code in a checkpoint's folder is that of this release, before anybody trusts it."""
 
 import hashlib
-from importlib.metadata import version
 from pathlib import Path
 
+from ..version import __version__
 from .drop_in import SOURCES, drop_in_files
 from .files import is_inside, read_json
 
@@ -90,5 +90,5 @@ def _compare(path, expected):
         return f"{path.name}: missing", False
     found, right = (hashlib.sha256(data).hexdigest() for data in (path.read_bytes(), expected))
     if found == right:
-        return f"{path.name}: that of lsg-xlmr {version('lsg-xlmr')}, sha256 {found}", True
-    return f"{path.name}: sha256 {found}, and that of lsg-xlmr {version('lsg-xlmr')} has {right}", False
+        return f"{path.name}: that of lsg-xlmr {__version__}, sha256 {found}", True
+    return f"{path.name}: sha256 {found}, and that of lsg-xlmr {__version__} has {right}", False

@@ -8,7 +8,7 @@ import onnxruntime
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from ..conversion import check
+from ..conversion.answers import compared_words, mask_place, masked_text
 from .graph import OUTPUTS
 
 
@@ -39,14 +39,14 @@ def check_onnx_fill_mask(folder, file):
         `tuple[str, bool]`: see [`compared_words`].
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    text = check.TEXT.format(mask=tokenizer.mask_token)
+    text = masked_text(tokenizer)
     inputs = tokenizer(text, return_tensors="pt")
     model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval()
-    here = model(**inputs).logits[inputs.input_ids == tokenizer.mask_token_id][0]
+    here = model(**inputs).logits[0, mask_place(tokenizer, inputs.input_ids[0])]
     session = onnxruntime.InferenceSession(Path(folder, "onnx", file), providers=["CPUExecutionProvider"])
     names = [x.name for x in session.get_inputs()]
     there = torch.from_numpy(session.run(None, {name: inputs[name].numpy() for name in names})[0][0])
-    return check.compared_words(tokenizer, text, here.softmax(-1), there.softmax(-1), ("by PyTorch", f"by {file}"))
+    return compared_words(tokenizer, text, here.softmax(-1), there.softmax(-1), ("by PyTorch", f"by {file}"))
 
 
 class Trials:
