@@ -89,6 +89,14 @@ class Comparison:
         auto_class, model_class = ARCHITECTURES[self.architecture]
         if not self.source.is_lsg:
             model_class = getattr(transformers, auto_class)
+        model, missing = self._load_as(model_class)
+        if auto_class == "AutoModelForMultipleChoice" and model.base_model.pooler is None:
+            # transformers 5.0 builds the head without the pooler that its forward needs
+            encoder, missing = self._load_as(transformers.AutoModel)
+            setattr(model, model.base_model_prefix, encoder)
+        return model, not missing
+
+    def _load_as(self, model_class):
         model, info = model_class.from_pretrained(
             self.source.encoder,
             config=self.source_config,
@@ -97,7 +105,7 @@ class Comparison:
             trust_remote_code=False,
             output_loading_info=True,
         )
-        return model.eval(), not info["missing_keys"]
+        return model.eval(), info["missing_keys"]
 
 
 def _source_config(source, fields):

@@ -56,13 +56,14 @@ class Trials:
     Args:
         model: an LSG model in eval mode and float32.
         tokenizer: its tokenizer.
+        mask_token_id (`int`): of the mask.
     """
 
-    def __init__(self, model, tokenizer):
+    def __init__(self, model, tokenizer, mask_token_id):
         self.architecture = type(model).__name__
         self.share = 0.9 if model.config.sparsity_type in CHOOSING_TYPES else 1.0
-        self.inputs = list(self._inputs(model.config, tokenizer))
-        self.answers = [self._answers(model, tokenizer.mask_token_id, inputs) for inputs in self.inputs]
+        self.inputs = list(self._inputs(model.config, tokenizer, mask_token_id))
+        self.answers = [self._answers(model, mask_token_id, inputs) for inputs in self.inputs]
 
     def difference(self, path):
         """
@@ -102,11 +103,11 @@ class Trials:
             for output, answer in zip(outputs, answers):
                 yield self._meant(output, inputs), answer
 
-    def _inputs(self, config, tokenizer):
+    def _inputs(self, config, tokenizer, mask_token_id):
         block_size, maximum = config.block_size, config.max_sequence_length
         words = torch.tensor(tokenizer(TEXT, add_special_tokens=False, verbose=False)["input_ids"])
         words = words.repeat(-(-maximum // len(words)))
-        words[::40] = tokenizer.mask_token_id
+        words[::40] = mask_token_id
         shapes = [(1, 1), (2, block_size // 2 + 1), (2, 2 * block_size), (4, 2 * block_size + 1)]
         for batch_size, length in [*shapes, (4, 5 * block_size + 3), (1, maximum)]:
             if length > maximum:

@@ -104,8 +104,9 @@ def write_onnx(folder, target, int8=False, opset_version=OPSET):
     from .graph import onnx_model
 
     model, tokenizer = _load(folder), AutoTokenizer.from_pretrained(folder)
-    trials = Trials(model, tokenizer)
-    has_own_file = save(onnx_model(model, tokenizer.mask_token_id, opset_version), target / FILE)
+    mask_token_id = _mask_token_id(model, tokenizer)
+    trials = Trials(model, tokenizer, mask_token_id)
+    has_own_file = save(onnx_model(model, mask_token_id, opset_version), target / FILE)
     del model
     difference = trials.difference(target / FILE)
     if not difference <= MAX_DIFFERENCE:  # NaN is not
@@ -117,6 +118,16 @@ def write_onnx(folder, target, int8=False, opset_version=OPSET):
         return OnnxReport(difference)
     quantize(target, has_own_file)
     return OnnxReport(difference, trials.cosine(target / INT8_FILE))
+
+
+def _mask_token_id(model, tokenizer):
+    """Of a head that fills no masks any word's id: it is asked about like the others."""
+    if tokenizer.mask_token_id is None and type(model).__name__ == "LSGXLMRobertaForMaskedLM":
+        raise ValueError(
+            "The ONNX file of a masked LM answers where the masks are, and the tokenizer has no mask_token: name it "
+            "in tokenizer_config.json."
+        )
+    return tokenizer.mask_token_id or 0
 
 
 def _load(folder):

@@ -250,6 +250,21 @@ def test_the_command_converts_and_exports(tmp_path, monkeypatch, capsys):
     assert [answer.name for answer in answers] == ["logits"]
 
 
+@pytest.mark.parametrize("architecture", ["XLMRobertaForTokenClassification", "XLMRobertaForMaskedLM"])
+def test_a_tokenizer_without_mask(tmp_path, capsys, architecture):
+    source = shutil.copytree(SOURCE, tmp_path / "source")
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps({**settings, "mask_token": None}))
+    (source / "special_tokens_map.json").unlink()
+    options = ["--architecture", architecture, "--random_global_init", "--onnx", "--max_sequence_length", "300"]
+    code = cli.main(["--initial_model", str(source), "--model_name", str(tmp_path / "out"), *options])
+    if architecture == "XLMRobertaForMaskedLM":
+        assert code == 2 and "the tokenizer has no mask_token" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+    else:
+        assert code == 0 and (tmp_path / "out" / "onnx" / "model.onnx").is_file()
+
+
 @pytest.mark.onnx
 def test_the_command_exports_what_is_there(copy, capsys):
     weights = (copy / "model.safetensors").read_bytes()
