@@ -136,22 +136,24 @@ def _outputs(model, inputs):
 
 def _hide_global_tokens(model):
     """Of an LSG model: no token sees the global ones, and none of these stands in the first token's place."""
-    config, encoder = model.config, model.base_model
+    config = model.config
     if getattr(config, "is_stock", True):
         return
-    create_mask = encoder._create_lsg_mask
     config.pool_with_global = config.mask_first_token = False
-
-    def create_mask_without(attention_mask, embedding_output, cache):
-        mask = create_mask(attention_mask, embedding_output, cache)
-        if mask is None:
-            mask = torch.ones(embedding_output.shape[:2], dtype=torch.bool)
-        mask[:, : config.num_global_tokens] = False
-        return mask
-
-    encoder._create_lsg_mask = create_mask_without
-    for layer in encoder.encoder.layer:  # a decoder's global tokens now see nothing, which is NaN
+    for layer in model.base_model.encoder.layer:
+        layer.register_forward_pre_hook(_without_global_keys)
+        # A decoder's global tokens now see nothing, which is NaN.
         layer.register_forward_hook(lambda layer, inputs, states: (states[0], states[1].nan_to_num(), states[2]))
+
+
+def _without_global_keys(layer, states):
+    """What an LSG layer is given, but for the globals in the mask."""
+    tokens, mask, global_states, padding, *others = states
+    if mask is None:
+        length = global_states.shape[1] + tokens.shape[1] + padding.shape[1]
+        mask = torch.ones(tokens.shape[0], length, dtype=torch.bool)
+    is_token = torch.arange(mask.shape[1]) >= global_states.shape[1]
+    return tokens, mask & is_token, global_states, padding, *others
 
 
 def _difference(here, there):
