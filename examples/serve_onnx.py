@@ -25,9 +25,14 @@ tokenizer.enable_padding(pad_id=tokenizer.token_to_id(settings["pad_token"]), pa
 session = InferenceSession(folder / "onnx" / file)
 
 batch = tokenizer.encode_batch(texts)
-attention_mask = np.array([text.attention_mask for text in batch])
-outputs = session.run(None, {"input_ids": np.array([text.ids for text in batch]), "attention_mask": attention_mask})[0]
+inputs = {
+    "input_ids": np.array([text.ids for text in batch]),
+    "attention_mask": np.array([text.attention_mask for text in batch]),
+    "token_type_ids": np.array([text.type_ids for text in batch]),  # of a checkpoint that was BERT
+}
+outputs = session.run(None, {x.name: inputs[x.name] for x in session.get_inputs()})[0]
 if session.get_outputs()[0].name == "logits":  # (masks, vocab_size)
     print(*(tokenizer.decode([word]) for word in outputs.argmax(-1)))
 else:  # last_hidden_state, (batch, length, hidden_size)
-    print((outputs * attention_mask[..., None]).sum(1) / attention_mask.sum(1, keepdims=True))
+    attention_mask = inputs["attention_mask"][..., None]
+    print((outputs * attention_mask).sum(1) / attention_mask.sum(1))

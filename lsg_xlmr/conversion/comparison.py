@@ -5,11 +5,11 @@ from math import isnan
 
 import torch
 import transformers
-from transformers import CONFIG_MAPPING
 
 from ..configuration_lsg import LSGConfig
 from .answers import compared, compared_vectors, question
 from .architectures import ARCHITECTURES
+from .families import own_config
 
 
 # Of the greatest value, in float64: 1e-15 to 1e-9 is seen, and a thousand times as much when a weight is another.
@@ -112,7 +112,7 @@ def _source_config(source, fields):
     if source.is_lsg:
         return source.config_as(LSGConfig, **fields)
     fields = {name: value for name, value in fields.items() if name not in LSGConfig.lsg_fields()}
-    return source.config_as(CONFIG_MAPPING[source.config["model_type"]], **fields)
+    return own_config({**source.own_config, **fields})
 
 
 def _first_position(config):

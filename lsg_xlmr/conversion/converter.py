@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from ..configuration_lsg import LSGConfig
 from .architectures import lsg_class
+from .families import xlm_roberta_class
 from .source import Source
 from .tables import global_table, tile_positions
 
@@ -93,10 +94,12 @@ class LSGConverter:
         """
         Args:
             name_or_path (`str`, `Path` or [`Source`]):
-                A folder with an XLM-RoBERTa or LSG-XLM-RoBERTa checkpoint and its tokenizer, or a name on the hub.
+                A folder with a checkpoint of XLM-RoBERTa's family ([`FAMILIES`]), LSG or not, and its tokenizer, or a
+                name on the hub.
             architecture (`str`, *optional*):
-                Class of the result, such as `"LSGXLMRobertaForMaskedLM"` or `"XLMRobertaForMaskedLM"`; by default the
-                first of the source's `architectures`, and the base model where it names none.
+                Class of the result, such as `"LSGXLMRobertaForMaskedLM"`, `"XLMRobertaForMaskedLM"` or, of a BERT,
+                `"BertForMaskedLM"`; by default the first of the source's `architectures`, and the base model where
+                it names none.
             lsg_kwargs:
                 Fields of [`LSGConfig`] for the result.
 
@@ -104,11 +107,13 @@ class LSGConverter:
             the LSG model, in eval mode, and the tokenizer, both for the same number of tokens.
 
         Raises:
-            ValueError: the source is no XLM-RoBERTa checkpoint, its weights cannot be read, it has no tokenizer, or
-                an argument breaks its rule.
+            ValueError: the source is no checkpoint of that family, its head or its positions are not XLM-RoBERTa's,
+                its weights cannot be read, it has no tokenizer, or an argument breaks its rule.
         """
         source = Source.of(name_or_path, self.token)
-        model_class = lsg_class(source.architecture if architecture is None else architecture)
+        if architecture is None:
+            architecture = source.architecture
+        model_class = lsg_class(xlm_roberta_class(architecture, source.model_type))
         _check_fields(lsg_kwargs)
         config = source.lsg_config(model_class, **lsg_kwargs)
         length = self.max_sequence_length or max(DEFAULT_LENGTH, config.max_sequence_length)
@@ -117,7 +122,7 @@ class LSGConverter:
         model, is_lsg = source.load(model_class, config, self.dtype, self.seed)
         self._warn_of_idle_options(is_lsg)
         with torch.no_grad():
-            self._convert_embeddings(model, tokenizer, is_lsg, length)
+            self._convert_embeddings(model, tokenizer, is_lsg, length, source.model_type == "bert")
         if length <= 2 * config.block_size:
             logger.warning(
                 f"max_sequence_length={length} is at most two blocks (block_size="
@@ -135,7 +140,7 @@ class LSGConverter:
             if getattr(self, name) and not is_lsg:
                 logger.warning(f"{name} changes nothing: the source has no global tokens.")
 
-    def _convert_embeddings(self, model, tokenizer, is_lsg, length):
+    def _convert_embeddings(self, model, tokenizer, is_lsg, length, has_types):
         embeddings, config = model.base_model.embeddings, model.config
         offset = config.pad_token_id + 1  # XLM-RoBERTa's positions start after it
         position_table = embeddings.position_embeddings.weight
@@ -149,6 +154,8 @@ class LSGConverter:
                 self.global_positional_stride,
                 self.seed if self.random_global_init else None,
             )
+            if has_types:  # a BERT has seen no word without one; XLM-RoBERTa's tokenizer knows of none
+                table += embeddings.token_type_embeddings.weight[0]
             embeddings.global_embeddings.weight[kept:] = table[kept:]
 
         config.max_position_embeddings = length + offset

@@ -182,7 +182,8 @@ def with_onnx_section(text, report):
 def _onnx_section(report):
     yield (
         "`onnx/model.onnx` opens in ONNX Runtime, with no torch, no transformers and no `trust_remote_code`. It takes "
-        "`input_ids` and `attention_mask` (int64, `(batch, length)`, padded anyhow) of any length that the model has. "
+        "`input_ids` and `attention_mask` (int64, `(batch, length)`, padded anyhow) of any length that the model has, "
+        "and `token_type_ids` where the tokenizer gives them. "
         "Its answers were tried against PyTorch's at several lengths and paddings: they differ by "
         f"{report.difference:.0e} at most, as a part of the greatest.\n"
     )
@@ -196,7 +197,7 @@ def _onnx_section(report):
         "import numpy as np\nfrom onnxruntime import InferenceSession\nfrom tokenizers import Tokenizer\n\n"
         'text = Tokenizer.from_file("tokenizer.json").encode("A long text.")\n'
         'session = InferenceSession("onnx/model.onnx")\n'
-        "outputs = session.run(\n"
-        '    None, {"input_ids": np.array([text.ids]), "attention_mask": np.array([text.attention_mask])}\n'
-        ")\n```"
+        'inputs = {"input_ids": text.ids, "attention_mask": text.attention_mask, "token_type_ids": text.type_ids}\n'
+        "names = [x.name for x in session.get_inputs()]\n"
+        "outputs = session.run(None, {name: np.array([inputs[name]]) for name in names})\n```"
     )

@@ -3,19 +3,23 @@
 
 from contextlib import nullcontext
 from copy import deepcopy
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils import validate_repo_id
-from transformers import AutoTokenizer, XLMRobertaConfig
+from transformers import XLMRobertaConfig
 from transformers.utils import logging
 
 from ..configuration_lsg import LSGConfig, is_lsg_config
+from . import families
+from .architectures import lsg_class
 from .files import SIDE_FILES, check_links, check_shards, module_folders, read_json, unchanged
 from .messages import first_line, first_sentence, quiet_transformers, shortened
+from .tokenizer import read_tokenizer
+from .tying import settle_tied_weights
 
 
 logger = logging.get_logger(__name__)
@@ -57,8 +61,8 @@ class Source:
         return self.name
 
     @cached_property
-    def config(self):
-        """Its `config.json` (`dict`), which is that of an XLM-RoBERTa."""
+    def own_config(self):
+        """Its `config.json` (`dict`) as it stands there."""
         if not self.is_local and not _may_be_on_the_hub(self.name):
             raise ValueError(
                 f"There is no folder {self.name!r}. Name the folder of a checkpoint, or a model of the hub such as "
@@ -71,12 +75,18 @@ class Source:
             config = self._hub_config()
         if not config:
             raise ValueError(f"{self.name!r} is not a checkpoint: it has no config.json.")
-        if config.get("model_type") != "xlm-roberta":
-            raise ValueError(
-                f"{self.name!r} is not an XLM-RoBERTa checkpoint: its model_type is {config.get('model_type')!r}, and "
-                "only 'xlm-roberta' can be converted."
-            )
         return config
+
+    @cached_property
+    def config(self):
+        """The configuration (`dict`) of the XLM-RoBERTa that it is, whatever its own `config.json` calls it."""
+        return families.as_xlm_roberta(self.own_config, self.name, partial(read_tokenizer, self))
+
+    @property
+    def model_type(self):
+        """Its own `model_type`, one of [`FAMILIES`]."""
+        _ = self.config  # refuses what is of none
+        return self.own_config["model_type"]
 
     @cached_property
     def files(self):
@@ -90,7 +100,7 @@ class Source:
     @property
     def is_lsg(self):
         """Whether its attention is LSG attention already."""
-        return is_lsg_config(self.config)
+        return is_lsg_config(self.config) and self.model_type not in families.PREFIXES
 
     @cached_property
     def is_embedder(self):
@@ -104,15 +114,24 @@ class Source:
 
     @property
     def architecture(self):
-        """The name of its class; the base model's where it names none."""
+        """The name of its class as XLM-RoBERTa has it; the base model's where it names none."""
         names = self.config.get("architectures") or [f"{'LSG' if self.is_lsg else ''}XLMRobertaModel"]
         if not isinstance(names, list) or not isinstance(names[0], str):
             raise ValueError(f"`architectures` in config.json must be a list of names of classes, got {names!r}.")
-        return names[0]
+        return families.xlm_roberta_class(names[0], self.model_type)
 
     def read(self):
         """Read what can be wrong of it before any work is done: its configuration, and where its files lie."""
         return self.config, self.files
+
+    def stock_model(self, architecture):
+        """The source as it is: the model (in eval mode) of the class that stands for `architecture` with its owner."""
+        model_class, config = lsg_class(architecture), self.config_as(LSGConfig)
+        if not self.is_lsg:
+            model_class = families.stock_class(self.model_type, model_class.__name__)
+            config = families.stock_config(self.model_type, self.config)
+        with quiet_transformers():
+            return model_class.from_pretrained(self.encoder, config=config, token=self.token, dtype="auto").eval()
 
     def unchanged(self):
         """A context at whose end a file that has changed meanwhile is a `ValueError`."""
@@ -141,20 +160,7 @@ class Source:
 
     def tokenizer(self, vocab_size):
         """Its tokenizer, for a model of `vocab_size` words."""
-        try:
-            with quiet_transformers():
-                config = self.config_as(XLMRobertaConfig)
-                tokenizer = AutoTokenizer.from_pretrained(self.encoder, config=config, token=self.token)
-        except Exception as error:  # sentencepiece, tokenizers and json each raise their own
-            raise ValueError(
-                f"The tokenizer of {self.name!r} cannot be read: {first_sentence(error)}. Get its files again."
-            ) from error
-        # Without files transformers gives a tokenizer that knows nothing but the special tokens.
-        if len(tokenizer) <= len(tokenizer.all_special_ids):
-            raise ValueError(
-                f"{self.name!r} has no tokenizer. Put the tokenizer's files (sentencepiece.bpe.model or "
-                "tokenizer.json, and tokenizer_config.json) beside the weights."
-            )
+        tokenizer = read_tokenizer(self)
         if len(tokenizer) > vocab_size:
             raise ValueError(
                 f"{self.name!r} does not fit together: the tokenizer has {len(tokenizer)} words and the model "
@@ -174,15 +180,17 @@ class Source:
         """
         if self.is_local:
             _ = self.files  # refuses weights that are said to be elsewhere
+        families.check_head(self.model_type, model_class, config)
         try:
             with quiet_transformers(), torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
-                model, info = model_class.from_pretrained(
+                model, info = families.load(
+                    self.model_type,
+                    model_class,
                     self.encoder,
-                    config=config,
+                    config,
                     dtype=dtype or "auto",
                     token=self.token,
-                    output_loading_info=True,
                     ignore_mismatched_sizes=True,  # reported below, by name and shape
                 )
         except Exception as error:  # safetensors, pickle, zip and torch each raise their own
@@ -196,7 +204,7 @@ class Source:
                 "the model again."
             ) from error
         has_global_tokens = self._account_for(info, model_class)
-        model.tie_weights()
+        settle_tied_weights(model)
         unsound = sorted(name for name, weight in model.named_parameters() if not is_finite(weight))
         if unsound:
             in_dtype = f" in {dtype}" if dtype else ""
@@ -215,7 +223,8 @@ class Source:
         base = sorted(key for key in new if ".layer." in key or "embeddings." in key)
         if base:
             raise ValueError(
-                f"The weights of {self.name!r} are not those of an XLM-RoBERTa: {shortened(base)} not there."
+                f"The weights of {self.name!r} are not those of an XLM-RoBERTa (of the model_type "
+                f"{self.model_type!r}): {shortened(base)} not there."
             )
         if new:
             logger.warning(f"{self.name} lacks {shortened(new)}: newly initialized, to be trained.")

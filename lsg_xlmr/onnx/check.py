@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from ..conversion.answers import compared_words, mask_place, masked_text
-from .graph import OUTPUTS
+from .graph import OUTPUTS, input_names
 
 
 TEXT = (
@@ -119,9 +119,11 @@ class Trials:
             input_ids[attention_mask == 0] = config.pad_token_id
             hole = slice(length // 2, length // 2 + block_size // 2)
             input_ids[3:4, hole], attention_mask[3:4, hole] = words[1], 0
+            inputs = input_ids, attention_mask, torch.zeros_like(input_ids)
+            inputs[2][:, length // 2 :] = 1
             if self.architecture == "LSGXLMRobertaForMultipleChoice":
-                input_ids, attention_mask = (x[:, None].repeat(1, 2, 1) for x in (input_ids, attention_mask))
-            yield {"input_ids": input_ids, "attention_mask": attention_mask}
+                inputs = [x[:, None].repeat(1, 2, 1) for x in inputs]
+            yield dict(zip(input_names(config, tokenizer), inputs))
 
     @torch.no_grad()
     def _answers(self, model, mask_token_id, inputs):

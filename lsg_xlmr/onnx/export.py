@@ -39,10 +39,11 @@ class OnnxReport:
 
 def export_onnx(folder, int8=False, overwrite=False, opset_version=OPSET):
     """
-    Write `onnx/model.onnx` into the folder of an LSG checkpoint. Its inputs are `input_ids` and `attention_mask`,
-    `(batch, length)` int64, of any size up to the model's length and padded anyhow, its outputs named as the model's.
-    It opens in ONNX Runtime without torch, transformers and `trust_remote_code`. The `logits` of a masked LM are those
-    of the masks, in the order in which they stand in the batch: `(masks, vocab_size)`.
+    Write `onnx/model.onnx` into the folder of an LSG checkpoint. Its inputs are `input_ids`, `attention_mask` and, for
+    a tokenizer such as BERT's, `token_type_ids`, each `(batch, length)` int64, of any size up to the model's length
+    and padded anyhow, its outputs named as the model's. It opens in ONNX Runtime without torch, transformers and
+    `trust_remote_code`. The `logits` of a masked LM are those of the masks, in the order in which they stand in the
+    batch: `(masks, vocab_size)`.
 
     The answers are held against PyTorch's before anything is there; the folder's README.md tells of the files.
 
@@ -101,12 +102,12 @@ def write_onnx(folder, target, int8=False, opset_version=OPSET):
             f"opset_version must be an int of at least {MIN_OPSET}, got {opset_version!r}; {OPSET} would do."
         )
     from .check import Trials
-    from .graph import onnx_model
+    from .graph import input_names, onnx_model
 
     model, tokenizer = _load(folder), AutoTokenizer.from_pretrained(folder)
-    mask_token_id = _mask_token_id(model, tokenizer)
+    mask_token_id, inputs = _mask_token_id(model, tokenizer), input_names(model.config, tokenizer)
     trials = Trials(model, tokenizer, mask_token_id)
-    has_own_file = save(onnx_model(model, mask_token_id, opset_version), target / FILE)
+    has_own_file = save(onnx_model(model, mask_token_id, opset_version, inputs), target / FILE)
     del model
     difference = trials.difference(target / FILE)
     if not difference <= MAX_DIFFERENCE:  # NaN is not

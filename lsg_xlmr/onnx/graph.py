@@ -31,19 +31,33 @@ OUTPUTS = {
     "LSGXLMRobertaForSequenceClassification": ("logits",),
     "LSGXLMRobertaForTokenClassification": ("logits",),
 }
-INPUTS = ("input_ids", "attention_mask")
 
 
-def onnx_model(model, mask_token_id, opset_version):
+def input_names(config, tokenizer):
+    """
+    Args:
+        config ([`LSGConfig`]): of a model.
+        tokenizer: its tokenizer.
+
+    Returns:
+        `tuple[str, ...]`: what the graph of the model takes: the types of tokens too, where there is more than one
+        and the tokenizer tells them apart, as BERT's does.
+    """
+    has_types = config.type_vocab_size > 1 and "token_type_ids" in tokenizer.model_input_names
+    return ("input_ids", "attention_mask", "token_type_ids")[: 3 if has_types else 2]
+
+
+def onnx_model(model, mask_token_id, opset_version, inputs=("input_ids", "attention_mask")):
     """
     Args:
         model: an LSG model in eval mode and float32. Its encoder is replaced: it is of no use afterwards.
         mask_token_id (`int`): a masked LM gives the logits of these tokens only, `(masks, vocab_size)`.
         opset_version (`int`): version of ONNX's operators, 18 or higher.
+        inputs (`tuple[str, ...]`): see [`input_names`].
 
     Returns:
-        `onnx_ir.Model`: from `input_ids` and `attention_mask`, `(batch, length)` int64 (`(batch, choices, length)` for
-        multiple choice), both of any size, to the [`OUTPUTS`] of the model's class.
+        `onnx_ir.Model`: from its inputs, `(batch, length)` int64 each (`(batch, choices, length)` for multiple
+        choice), of any size, to the [`OUTPUTS`] of the model's class.
     """
     config, architecture = model.config, type(model).__name__
     sizes = {"batch": 2, "choices": 2, "length": 3}
@@ -57,11 +71,11 @@ def onnx_model(model, mask_token_id, opset_version):
     with _quiet():
         graph = _export(
             _TracedModel(model, mask_token_id),
-            (input_ids, torch.ones_like(input_ids)),
+            (input_ids, *(torch.ones_like(input_ids) for _ in inputs[1:])),
             opset_version,
-            INPUTS,
+            inputs,
             OUTPUTS[architecture],
-            (dims, dims),
+            (dims,) * len(inputs),
         )
         _inline(graph, model, opset_version)
     _name_nodes(graph, config)
@@ -79,9 +93,10 @@ class _TracedModel(nn.Module):
         base_model = model.base_model
         base_model.encoder = _Encoder(base_model.encoder)
 
-    def forward(self, input_ids, attention_mask):
+    def forward(self, input_ids, attention_mask, token_type_ids=None):
         architecture = type(self.model).__name__
-        inputs = {"attention_mask": attention_mask, "token_type_ids": torch.zeros_like(input_ids)}
+        token_type_ids = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        inputs = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
         if architecture == "LSGXLMRobertaForMaskedLM":
             features = self.model.roberta(input_ids, **inputs).last_hidden_state
             return self.model.lm_head(features[input_ids == self.mask_token_id])
@@ -216,7 +231,7 @@ def _sparse_tokens(model, opset_version):
 
 def _name_nodes(graph, config):
     """What ONNX Runtime says of a wrong input begins with the name of the node that met it."""
-    input_ids, attention_mask = graph.graph.inputs
+    input_ids, attention_mask, *_ = graph.graph.inputs
     shape = ir.node("Shape", [input_ids])
     mask = ir.node(
         "Reshape", [attention_mask, shape.outputs[0]], name="attention_mask_must_have_the_shape_of_input_ids"

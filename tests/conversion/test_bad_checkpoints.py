@@ -158,8 +158,11 @@ WRONG = {
     "config a list": (write("config.json", "[]"), r"config.json' must hold one JSON object, not \[\]"),
     "config a number": (write("config.json", "7"), "config.json' must hold one JSON object, not 7"),
     "config not text": (write("config.json", b"\xff\xfe\x00"), "config.json' cannot be read"),
-    "config of BERT": (config(model_type="bert"), "its model_type is 'bert'"),
-    "config of RoBERTa": (config(model_type="roberta"), "its model_type is 'roberta'"),
+    "config of BERT": (
+        config(model_type="bert"),
+        "not those of an XLM-RoBERTa .of the model_type 'bert'.: bert.embeddings",
+    ),
+    "config of MPNet": (config(model_type="mpnet"), "its model_type is 'mpnet'"),
     "config of no model": (config(model_type=None), "its model_type is None"),
     "config a folder": (both(remove("config.json"), lambda x: (x / "config.json").mkdir()), "config.json"),
     "unknown architecture": (config(architectures=["XLMRobertaForTelepathy"]), "XLMRobertaForTelepathy"),

@@ -360,7 +360,7 @@ def drop_a_layer(folder):
         (lambda folder: (folder / "model.safetensors").write_bytes(b"not weights"), "cannot be read"),
         (lambda folder: (folder / "tokenizer.json").write_bytes(b"{"), "cannot be read"),
         (lambda folder: (folder / "config.json").write_bytes(b"{"), "config.json"),
-        (lambda folder: change_config(folder, model_type="bert"), "not an XLM-RoBERTa checkpoint"),
+        (lambda folder: change_config(folder, model_type="mpnet"), "not an XLM-RoBERTa checkpoint"),
         (lambda folder: change_config(folder, vocab_size=99), "the tokenizer has 101 words and the model 99"),
         (drop_a_layer, "not there"),
     ],

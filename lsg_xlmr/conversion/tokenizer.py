@@ -1,0 +1,70 @@
+# Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
+"""A source's tokenizer, as one that every version of transformers reads alike, whichever model it was made for."""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import SLOW_TO_FAST_CONVERTERS
+
+from .families import own_config
+from .messages import first_sentence, quiet_transformers
+
+
+# What a tokenizer was made of, and where it was found.
+OWN_ARGUMENTS = ("vocab", "merges", "vocab_file", "merges_file", "tokenizer_file", "unk_id")
+OF_THE_MACHINE = ("name_or_path", "is_local", "local_files_only")
+
+
+def read_tokenizer(source):
+    """
+    Args:
+        source ([`Source`]): whose tokenizer it is.
+
+    Returns:
+        a `PreTrainedTokenizerFast`; one of a class of its own if that is written in Python.
+
+    Raises:
+        ValueError: it cannot be read, or there is none.
+    """
+    files = source.files
+    try:
+        with quiet_transformers():
+            config = own_config(source.own_config)
+            tokenizer = _whole(AutoTokenizer.from_pretrained(source.encoder, config=config, token=source.token), files)
+    except Exception as error:  # sentencepiece, tokenizers and json each raise their own
+        raise ValueError(
+            f"The tokenizer of {source.name!r} cannot be read: {first_sentence(error)}. Get its files again."
+        ) from error
+    # Without files transformers gives a tokenizer that knows nothing but the special tokens.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ValueError(
+            f"{source.name!r} has no tokenizer. Put the tokenizer's files (sentencepiece.bpe.model or "
+            "tokenizer.json, and tokenizer_config.json) beside the weights."
+        )
+    return tokenizer
+
+
+def _whole(tokenizer, folder):
+    """
+    A class of its own, such as `XLMRobertaTokenizer`, makes its tokenizer anew of the words in `tokenizer.json`: in
+    transformers 5.0 without the normalization of the text and the second `</s>` between two, in a folder of another
+    model_type by that model's rules. `PreTrainedTokenizerFast` takes the file as it is.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return tokenizer
+    arguments = {
+        name: value for name, value in tokenizer.init_kwargs.items() if name not in OWN_ARGUMENTS + OF_THE_MACHINE
+    }
+    arguments |= {"model_input_names": tokenizer.model_input_names}
+    arguments |= {"added_tokens_decoder": tokenizer.added_tokens_decoder}
+    return PreTrainedTokenizerFast(tokenizer_object=_backend(tokenizer, folder), **arguments)
+
+
+def _backend(tokenizer, folder):
+    if (folder / "tokenizer.json").is_file():
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    vocab_file = getattr(tokenizer, "vocab_file", None)
+    if vocab_file is not None and Path(vocab_file).suffix == ".model":  # of SentencePiece
+        return SLOW_TO_FAST_CONVERTERS[type(tokenizer).__name__](tokenizer).converted()
+    return tokenizer.backend_tokenizer
