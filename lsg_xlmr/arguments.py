@@ -26,7 +26,8 @@ def parse_arguments(argv):
     """
     parser = _Parser(
         prog="lsg-convert",
-        description="Converts an XLM-RoBERTa checkpoint to LSG attention, for long inputs. No training is done.",
+        description="Converts a checkpoint of XLM-RoBERTa, RoBERTa, CamemBERT or BERT to LSG attention, for long "
+        "inputs. No training is done.",
         epilog="Instead of options, one JSON file that holds them can be given.",
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -16,9 +16,12 @@ import torch
 import transformers
 from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import logging
 
 from .architectures import ARCHITECTURES
 
+
+logger = logging.get_logger(__name__)
 
 # How the names of the classes begin, by model_type.
 FAMILIES = {
@@ -68,6 +71,11 @@ def as_xlm_roberta(config, name, tokenizer):
         raise ValueError(
             f"{name!r} is not an XLM-RoBERTa checkpoint: its position_embedding_type is {positions!r}, and only "
             "'absolute' can be converted."
+        )
+    if config.get("auto_map") and "block_size" not in config:  # those with LSG attention are known
+        logger.warning(
+            f"{name} names code of its own (auto_map in config.json), which is not run: what is converted is the "
+            f"{model_type} of transformers with its weights."
         )
     if model_type != "bert":
         return {**config, "model_type": "xlm-roberta"}

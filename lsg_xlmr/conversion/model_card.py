@@ -99,6 +99,8 @@ def _known(source_card):
 
 
 def _steps(converter, config, source):
+    if source.model_type != "xlm-roberta":
+        yield f"- The source is a `{source.model_type}` model: the same function, whose weights have other names."
     positions = source.config.get("max_position_embeddings", 514) - config.pad_token_id - 1
     new = config.max_sequence_length
     if new > positions:
@@ -117,7 +119,7 @@ def _steps(converter, config, source):
             + (
                 " was kept."
                 if converter.keep_first_global_token and source.is_lsg
-                else " is `<s>` plus the first position."
+                else " is the token that begins a text plus the first position."
             )
         )
     yield "- All other weights are the source's. Nothing was trained: fine-tuning on long texts improves the result."

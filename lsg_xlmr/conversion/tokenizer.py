@@ -4,7 +4,8 @@
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from tokenizers.models import Unigram
+from transformers import AutoTokenizer, CamembertTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import SLOW_TO_FAST_CONVERTERS
 
 from .families import own_config
@@ -28,6 +29,8 @@ def read_tokenizer(source):
         ValueError: it cannot be read, or there is none.
     """
     files = source.files
+    if CamembertTokenizer.model is None:  # in transformers 5.0, which then reads no SentencePiece model of it
+        CamembertTokenizer.model = Unigram
     try:
         with quiet_transformers():
             config = own_config(source.own_config)

@@ -160,7 +160,7 @@ WRONG = {
     "config not text": (write("config.json", b"\xff\xfe\x00"), "config.json' cannot be read"),
     "config of BERT": (
         config(model_type="bert"),
-        "not those of an XLM-RoBERTa .of the model_type 'bert'.: bert.embeddings",
+        "not those of an XLM-RoBERTa .of the model_type 'bert'",
     ),
     "config of MPNet": (config(model_type="mpnet"), "its model_type is 'mpnet'"),
     "config of no model": (config(model_type=None), "its model_type is None"),

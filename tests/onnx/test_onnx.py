@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from family_folders import write_model, write_wordpiece
 from repository import DATA, ROOT, TINY
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -354,3 +355,35 @@ def test_sentence_transformers_opens_the_files_without_trust(tmp_path):
         scores = model(**tokenizer(texts[:1] * 3, texts, **padded)).logits.sigmoid()[:, 0]
     torch.testing.assert_close(torch.from_numpy(found["embeddings"]), embeddings, atol=1e-4, rtol=0)
     torch.testing.assert_close(torch.from_numpy(found["scores"]), scores, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "BertForSequenceClassification",
+        pytest.param("BertModel", marks=pytest.mark.onnx),
+        pytest.param("BertForMaskedLM", marks=pytest.mark.onnx),
+    ],
+)
+def test_a_checkpoint_that_was_bert_takes_the_types_of_tokens(tmp_path, architecture):
+    source, target = tmp_path / "source", tmp_path / "target"
+    write_model(source, architecture, vocab_size=700)
+    write_wordpiece(source)
+    options = ["--max_sequence_length", str(MAX_LENGTH), "--model_kwargs", str(BLOCKS), "--onnx"]
+    assert cli.main(["--initial_model", str(source), "--model_name", str(target), *options]) == 0
+    session = open_file(target)
+    assert [x.name for x in session.get_inputs()] == ["input_ids", "attention_mask", "token_type_ids"]
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    pairs = ["Paris is in [MASK]. " * 4, "Rome"], ["The Seine flows [MASK].", "Italy [MASK]"]
+    inputs = tokenizer(*pairs, padding=True, return_tensors="pt")
+    assert inputs.token_type_ids.max() == 1
+    name = architecture.replace("Bert", "LSGXLMRoberta")
+    model = ARCHITECTURES[name][1].from_pretrained(target).eval()
+    with torch.no_grad():
+        expected = model(**inputs)[0]
+    if architecture == "BertForMaskedLM":
+        expected = expected[inputs.input_ids == tokenizer.mask_token_id]
+    outputs = session.run(None, {x.name: inputs[x.name].numpy() for x in session.get_inputs()})[0]
+    if architecture == "BertModel":
+        expected, outputs = (x[inputs.attention_mask.numpy() == 1] for x in (expected.numpy(), outputs))
+    np.testing.assert_allclose(outputs, np.asarray(expected), rtol=0, atol=1e-4)
