@@ -20,7 +20,7 @@ WEIGHT_FILES = (
 )
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    "sentencepiece.bpe.model",
+    *("sentencepiece.bpe.model", "vocab.txt", "vocab.json", "merges.txt", "bpe.codes"),
 )
 ONNX_FILES = (
     *("model.onnx", "model.onnx[._]data", "model_*.onnx", "model_*.onnx[._]data"),

@@ -42,8 +42,8 @@ def read_tokenizer(source):
     # Without files transformers gives a tokenizer that knows nothing but the special tokens.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ValueError(
-            f"{source.name!r} has no tokenizer. Put the tokenizer's files (sentencepiece.bpe.model or "
-            "tokenizer.json, and tokenizer_config.json) beside the weights."
+            f"{source.name!r} has no tokenizer. Put the tokenizer's files beside the weights: tokenizer_config.json "
+            "and tokenizer.json, or sentencepiece.bpe.model, vocab.txt, vocab.json and merges.txt."
         )
     return tokenizer
 

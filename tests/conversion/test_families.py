@@ -35,6 +35,11 @@ def convert(folder, architecture=None, **fields):
     return LSGConverter(max_sequence_length=600).convert_from_pretrained(folder, architecture, **fields)
 
 
+def config_with(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
 def inputs_for(config, tokenizer):
     """Two texts of 40 tokens, one of them padded; of two types where there are two."""
     input_ids = torch.randint(7, config.vocab_size - 1, (2, 40))
@@ -214,12 +219,13 @@ def test_the_tokens_of_a_sentencepiece_model_alone(tmp_path):
     assert pair == both(*TEXTS[:2])["input_ids"] and pair.count(2) == 3  # </s></s> between
 
 
-@pytest.mark.parametrize("architecture", ["RobertaForSequenceClassification", "BertForMaskedLM"])
+@pytest.mark.parametrize("architecture", ["RobertaForMaskedLM", "BertForMaskedLM"])
 def test_the_command_line_converts_and_tries(tmp_path, architecture, capsys):
     source, target = tmp_path / "source", tmp_path / "target"
     write_model(source, architecture, vocab_size=700)
     (write_wordpiece if architecture == "BertForMaskedLM" else write_bpe)(source)
-    convert_to(source, target)
+    convert_to(source, target, "--run_test")
+    assert "Paris is the " in capsys.readouterr().out  # a filled mask, before and after
     config = json.loads((target / "config.json").read_text())
     assert config["model_type"] == "xlm-roberta" and config["architectures"] == [
         architecture.replace("Roberta", "LSGXLMRoberta").replace("Bert", "LSGXLMRoberta")
@@ -285,13 +291,49 @@ def test_an_embedder_with_a_bert_inside(tmp_path):
     assert torch.cosine_similarity(*vectors).min() > 0.99
 
 
+def test_old_weights_of_a_bert_are_read(tmp_path):
+    """A pickle in half precision with the LayerNorms' first names, as BERT's files of 2018 have them."""
+    stock = write_model(tmp_path, "BertForTokenClassification").bfloat16()
+    weights = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): weight
+        for name, weight in stock.state_dict().items()
+    }
+    weights["bert.embeddings.position_ids"] = torch.arange(64)[None]
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    write_xlm_roberta_tokenizer(tmp_path)
+    model, tokenizer = convert(tmp_path, pool_with_global=False)
+    assert model.dtype == torch.bfloat16
+    inputs = inputs_for(model.config, tokenizer)
+    assert_same_answers(stock.float(), model.float(), inputs)
+
+
+def test_code_that_a_checkpoint_names_is_not_run_and_named(tmp_path, caplog):
+    stock = write_model(tmp_path, "BertModel")
+    write_xlm_roberta_tokenizer(tmp_path)
+    config_with(tmp_path, auto_map={"AutoModel": "modeling_other.OtherModel"})
+    model, tokenizer = convert(tmp_path, pool_with_global=False)
+    assert "auto_map" in caplog.text
+    assert_same_answers(stock, model, inputs_for(model.config, tokenizer))
+
+
+def test_a_published_lsg_checkpoint_of_another_name_keeps_its_global_tokens(tmp_path, caplog):
+    write_model(tmp_path, "CamembertForMaskedLM")
+    write_xlm_roberta_tokenizer(tmp_path)
+    model, tokenizer = convert(tmp_path, block_size=16, sparse_block_size=16)
+    model.save_pretrained(tmp_path / "lsg")
+    tokenizer.save_pretrained(tmp_path / "lsg")
+    config_with(tmp_path / "lsg", model_type="camembert", architectures=["LSGCamembertForMaskedLM"])
+    source = Source(tmp_path / "lsg")
+    assert source.is_lsg and source.architecture == "LSGXLMRobertaForMaskedLM"
+    again, _ = LSGConverter(max_sequence_length=700, resize_lsg=True).convert_from_pretrained(source)
+    assert again.config.block_size == 16 and "auto_map" not in caplog.text
+    expected, table = (x.roberta.embeddings.global_embeddings.weight for x in (model, again))
+    assert table.equal(expected)
+
+
 OTHERS = ["distilbert", "mpnet", "electra", "deberta-v2", "xlm-roberta-xl", "xmod", "roberta-prelayernorm", "ernie"]
 OTHERS += ["longformer", "albert", "megatron-bert", "ibert", "modernbert", "new", None, ["bert"]]
-
-
-def config_with(folder, **fields):
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
 @pytest.mark.parametrize(

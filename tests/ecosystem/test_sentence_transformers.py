@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from family_folders import write_model, write_wordpiece, write_xlm_roberta_tokenizer
 from repository import TINY
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -207,3 +208,34 @@ def test_device_map_and_offload(tmp_path, place):
         expected = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval()(**inputs).logits
         spread = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True, **fields).eval()(**inputs).logits
     torch.testing.assert_close(spread, expected, atol=1e-5, rtol=0)
+
+
+def test_an_embedder_with_a_bert_inside(tmp_path):
+    """As paraphrase-multilingual-MiniLM-L12-v2 and multilingual-e5-small are: BERT, with XLM-RoBERTa's tokenizer."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    write_model(tmp_path / "encoder", "BertModel", max_position_embeddings=512, initializer_range=0.05)
+    write_xlm_roberta_tokenizer(tmp_path / "encoder")
+    modules = [Transformer(str(tmp_path / "encoder")), Pooling(32, pooling_mode="mean"), Normalize()]
+    source = SentenceTransformer(modules=modules, device="cpu")
+    source.max_seq_length = 128
+    source.save_pretrained(str(tmp_path / "source"))
+    target = convert(tmp_path / "source", tmp_path / "target")
+    model = SentenceTransformer(target, trust_remote_code=True, device="cpu")
+    texts = ["Paris is the capital of France.", "Rome"]
+    before, after = source.encode(texts), model.encode(texts)
+    assert (before * after).sum(1).min() > 0.99
+    assert model.max_seq_length == LENGTH
+
+
+def test_a_reranker_that_was_bert_reads_pairs(tmp_path):
+    from sentence_transformers import CrossEncoder
+
+    write_model(tmp_path / "source", "BertForSequenceClassification", vocab_size=700, num_labels=1)
+    write_wordpiece(tmp_path / "source")
+    target = convert(tmp_path / "source", tmp_path / "target", "--model_kwargs", "{'pool_with_global': False}")
+    pairs = [("Paris", "Paris is in France."), ("Rome", "Tokyo is in Japan.")]
+    before = CrossEncoder(str(tmp_path / "source"), device="cpu").predict(pairs)
+    after = CrossEncoder(target, trust_remote_code=True, device="cpu").predict(pairs)
+    assert abs(before - after).max() < 0.02  # the global token is seen
