@@ -79,13 +79,14 @@ def as_xlm_roberta(config, name, tokenizer):
         )
     if model_type != "bert":
         return {**config, "model_type": "xlm-roberta"}
-    # The tokenizer's: BERT's positions do not depend on its own, which with an XLM-RoBERTa vocabulary is that of <s>.
     length = config.get("max_position_embeddings", 512)
     if not isinstance(length, int):
         raise ValueError(f"max_position_embeddings in the config.json of {name!r} must be an int, got {length!r}.")
     tokenizer = tokenizer()
+    # BERT's own says nothing of its positions, and with an XLM-RoBERTa vocabulary is mostly that of <s>.
     pad = tokenizer.pad_token_id
-    pad = config.get("pad_token_id") or 0 if pad is None else pad
+    if pad is None:
+        pad = config.get("pad_token_id") or 0
     first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
     return {
         **config,

@@ -12,9 +12,10 @@ from .families import own_config
 from .messages import first_sentence, quiet_transformers
 
 
-# What a tokenizer was made of, and where it was found.
-OWN_ARGUMENTS = ("vocab", "merges", "vocab_file", "merges_file", "tokenizer_file", "unk_id")
-OF_THE_MACHINE = ("name_or_path", "is_local", "local_files_only")
+# What is not handed on: what a tokenizer was made of, where it was found, how the source cut and padded its texts.
+LEFT_OUT = ("vocab", "merges", "vocab_file", "merges_file", "tokenizer_file", "unk_id")
+LEFT_OUT += ("name_or_path", "is_local", "local_files_only")
+LEFT_OUT += ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of")
 
 
 def read_tokenizer(source):
@@ -56,12 +57,13 @@ def _whole(tokenizer, folder):
     """
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return tokenizer
-    arguments = {
-        name: value for name, value in tokenizer.init_kwargs.items() if name not in OWN_ARGUMENTS + OF_THE_MACHINE
-    }
+    backend = _backend(tokenizer, folder)
+    backend.no_truncation()
+    backend.no_padding()
+    arguments = {name: value for name, value in tokenizer.init_kwargs.items() if name not in LEFT_OUT}
     arguments |= {"model_input_names": tokenizer.model_input_names}
     arguments |= {"added_tokens_decoder": tokenizer.added_tokens_decoder}
-    return PreTrainedTokenizerFast(tokenizer_object=_backend(tokenizer, folder), **arguments)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **arguments)
 
 
 def _backend(tokenizer, folder):

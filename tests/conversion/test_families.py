@@ -12,6 +12,7 @@ from family_folders import (
     write_bpe,
     write_camembert_sentencepiece,
     write_model,
+    write_settings,
     write_wordpiece,
     write_xlm_roberta_tokenizer,
 )
@@ -201,6 +202,22 @@ def convert_to(source, target, *options):
     command = ["--initial_model", str(source), "--model_name", str(target), "--max_sequence_length", "600", *options]
     assert main(command) == 0
     return target
+
+
+def test_how_the_source_cut_its_texts_is_not_handed_on(tmp_path):
+    write_model(tmp_path, "BertModel")
+    write_xlm_roberta_tokenizer(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    write_settings(tmp_path, **settings, max_length=16, stride=2, pad_to_multiple_of=8)
+    cut = AutoTokenizer.from_pretrained(tmp_path).backend_tokenizer
+    cut.enable_truncation(16)
+    cut.enable_padding(length=16)
+    cut.save(str(tmp_path / "tokenizer.json"))
+    _, tokenizer = convert(tmp_path)
+    assert len(tokenizer("Paris " * 100)["input_ids"]) > 100 and len(tokenizer("Paris")["input_ids"]) < 16
+    tokenizer.save_pretrained(tmp_path / "again")
+    assert "max_length" not in json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
+    assert json.loads((tmp_path / "again" / "tokenizer.json").read_text())["truncation"] is None
 
 
 def test_the_tokens_of_a_sentencepiece_model_alone(tmp_path):
