@@ -15,7 +15,6 @@ from transformers.utils import logging
 
 from ..configuration_lsg import LSGConfig, is_lsg_config
 from . import families
-from .architectures import lsg_class
 from .files import SIDE_FILES, check_links, check_shards, module_folders, read_json, unchanged
 from .messages import first_line, first_sentence, quiet_transformers, shortened
 from .tokenizer import read_tokenizer
@@ -123,15 +122,6 @@ class Source:
     def read(self):
         """Read what can be wrong of it before any work is done: its configuration, and where its files lie."""
         return self.config, self.files
-
-    def stock_model(self, architecture):
-        """The source as it is: the model (in eval mode) of the class that stands for `architecture` with its owner."""
-        model_class, config = lsg_class(architecture), self.config_as(LSGConfig)
-        if not self.is_lsg:
-            model_class = families.stock_class(self.model_type, model_class.__name__)
-            config = families.stock_config(self.model_type, self.config)
-        with quiet_transformers():
-            return model_class.from_pretrained(self.encoder, config=config, token=self.token, dtype="auto").eval()
 
     def unchanged(self):
         """A context at whose end a file that has changed meanwhile is a `ValueError`."""

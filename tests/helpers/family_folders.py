@@ -116,12 +116,13 @@ def write_settings(folder, **settings):
 def hide_global_tokens(model):
     """Within two blocks an encoder whose global tokens are hidden as keys sees what the stock one sees."""
 
-    def mask(attention_mask, embedding_output, cache):
-        seen = torch.ones(embedding_output.shape[:2], dtype=torch.bool)
-        seen[:, : model.config.num_global_tokens] = False
-        if attention_mask is not None:
-            seen[:, model.config.num_global_tokens :] = attention_mask != 0
-        return seen
+    def without_global_keys(layer, states):
+        tokens, mask, global_states, *others = states
+        if mask is None:
+            mask = torch.ones(tokens.shape[0], global_states.shape[1] + tokens.shape[1], dtype=torch.bool)
+        is_token = torch.arange(mask.shape[1]) >= global_states.shape[1]
+        return tokens, mask & is_token, global_states, *others
 
-    model.base_model._create_lsg_mask = mask
+    for layer in model.base_model.encoder.layer:
+        layer.register_forward_pre_hook(without_global_keys)
     return model
