@@ -2604,7 +2604,7 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
         states = outputs.last_hidden_state
         pooled = None if self.pooler is None else self.pooler(states)
         return BaseModelOutputWithPoolingAndCrossAttentions(
-            last_hidden_state=states, pooler_output=pooled, **{CACHE: getattr(outputs, CACHE)}
+            last_hidden_state=states, pooler_output=pooled, **{CACHE: outputs.get(CACHE)}
         )
 
 
