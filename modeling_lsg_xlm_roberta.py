@@ -30,7 +30,7 @@ XLM-RoBERTa with LSG attention, in one file.
  2300  model/lazy_logits               Logits of a large vocabulary, computed only at the positions that are looked at
  2387  model/trained_rows              An embedding of which the first rows alone are trained
  2421  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 2764  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+ 2769  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
@@ -2461,6 +2461,11 @@ class LSGXLMRobertaPreTrainedModel(SavedWithItsCode, XLMRobertaPreTrainedModel):
             found = re.search("unexpected keyword argument '(.+)'", str(error))
             if not found or found[1] not in kwargs:
                 raise
+            if hasattr(kwargs.get("config"), found[1]):
+                raise TypeError(
+                    f"{found[1]!r} is a field of LSGConfig, and belongs into the `config` that is given too: in "
+                    "sentence-transformers into `config_kwargs`, not `model_kwargs`."
+                ) from error
             raise TypeError(
                 f"Neither from_pretrained nor LSGConfig knows {found[1]!r}. The LSG fields are "
                 f"{', '.join(LSGConfig.lsg_fields())}."

@@ -20,8 +20,9 @@ from .conversion import LSGConverter, Source
 from .conversion.check import check_checkpoint
 from .conversion.folder import folder_size, save_checkpoint
 from .conversion.messages import first_line, quiet_transformers
-from .conversion.model_card import loading_snippet, model_card, with_onnx_section
+from .conversion.model_card import model_card, with_onnx_section
 from .conversion.new_folder import new_folder
+from .conversion.usage import loading_snippet
 from .conversion.verify import verify
 from .onnx.export import FILE, INT8_FILE, export_onnx, require_onnx, write_onnx
 
@@ -123,7 +124,7 @@ def _convert(options):
     print(
         f"Wrote {target}: {type(model).__name__} for {model.config.max_sequence_length} tokens, {count} files, "
         f"{size / 1e6:.1f} MB, in {seconds:.1f} s. Load it with\n\n"
-        f"{loading_snippet(model, name)}"
+        f"{loading_snippet(model, name, source)}"
     )
     if options.onnx:
         print(f"\n{_told(report)}")

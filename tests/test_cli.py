@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from folders import embedder, without_mask, write
 from huggingface_hub import metadata_load
 from repository import DATA, ROOT
 from safetensors.torch import load_file
@@ -28,6 +29,7 @@ FILES = [
     "model.safetensors",
     "modeling_lsg_xlm_roberta.py",
     "sentencepiece.bpe.model",
+    "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer_config.json",
 ]
@@ -87,7 +89,7 @@ def test_result(run):
     assert code == 0
     assert sorted(path.name for path in Path("out").iterdir()) == FILES
     assert re.match(
-        r"Wrote out: LSGXLMRobertaForMaskedLM for 600 tokens, 8 files, \d\.\d MB, in \d+\.\d s. Load it with\n\n", out
+        r"Wrote out: LSGXLMRobertaForMaskedLM for 600 tokens, 9 files, \d\.\d MB, in \d+\.\d s. Load it with\n\n", out
     )
     assert "|" in err and "Traceback" not in err
     assert Path("out/sentencepiece.bpe.model").read_bytes() == (SOURCE / "sentencepiece.bpe.model").read_bytes()
@@ -161,6 +163,7 @@ def test_loads_where_the_package_is_not(tmp_path, stored_weights):
     assert sorted(set(FILES) - {path.name for path in (tmp_path / "again").iterdir()}) == [
         "README.md",
         "sentencepiece.bpe.model",
+        "special_tokens_map.json",
     ]
 
 
@@ -308,35 +311,66 @@ def test_dtype_and_seed(run):
     assert (one[global_tokens] - two[global_tokens]).abs().max() > 0.01
 
 
-def test_sentence_transformers_folder(run, source):
-    modules = [
-        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
-    ]
-    (source / "modules.json").write_text(json.dumps(modules))
-    (source / "sentence_bert_config.json").write_text('{"max_seq_length": 512, "do_lower_case": false}')
-    (source / "config_sentence_transformers.json").write_text('{"prompts": {}}')
-    (source / "1_Pooling").mkdir()
-    (source / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    assert run(source=source, architecture="XLMRobertaModel")[0] == 0
-    assert json.loads(Path("out/modules.json").read_text()) == modules
+def test_sentence_transformers_folder(run, tmp_path):
+    source = embedder(tmp_path / "embedder")
+    code, out, err = run(source=source, architecture="XLMRobertaModel")
+    assert code == 0 and "to be trained" not in err  # the pooler, which no module reads
+    assert out.endswith('SentenceTransformer\n\nmodel = SentenceTransformer("out", trust_remote_code=True)\n')
+    assert json.loads(Path("out/modules.json").read_text()) == json.loads((source / "modules.json").read_text())
     settings = json.loads(Path("out/sentence_bert_config.json").read_text())
     assert settings == {"max_seq_length": 600, "do_lower_case": False}
-    assert json.loads(Path("out/1_Pooling/config.json").read_text()) == {"pooling_mode_mean_tokens": True}
-    assert Path("out/config_sentence_transformers.json").is_file() and Path("out/2_Normalize").is_dir()
-    assert 'SentenceTransformer("out", trust_remote_code=True)' in Path("out/README.md").read_text()
+    for name in ("1_Pooling/config.json", "config_sentence_transformers.json"):
+        assert json.loads(Path("out", name).read_text()) == json.loads((source / name).read_text())
+    assert Path("out/2_Normalize").is_dir()
     assert metadata_load("out/README.md")["library_name"] == "sentence-transformers"
+    assert metadata_load("out/README.md")["pipeline_tag"] == "sentence-similarity"
 
 
-def test_tokenizer_file_that_truncates(run, source):
-    tokenizer = json.loads((source / "tokenizer.json").read_text())
-    cut = {"direction": "Right", "max_length": 128, "strategy": "LongestFirst", "stride": 0}
-    (source / "tokenizer.json").write_text(json.dumps({**tokenizer, "truncation": cut}))
+def test_the_card_of_an_embedder_shows_its_own_vectors(run, tmp_path):
+    assert run(source=embedder(tmp_path / "embedder"), architecture="XLMRobertaModel")[0] == 0
+    card = Path("out/README.md").read_text()
+    assert "last_hidden_state" not in card and "must be trained" not in card and "AutoModel" not in card
+    assert card.count('SentenceTransformer("out", trust_remote_code=True)') == 2
+    assert "`query` ('query: '), `document` ('passage: ')" in card and 'prompt_name="query"' in card
+    assert 'config_kwargs={\n        "num_global_tokens": 16,' in card and "Pooling, Normalize" in card
+
+
+@pytest.mark.parametrize(
+    "name, tag, shown",
+    [
+        ("SparseEncoder", "feature-extraction", 'model.encode(["This'),
+        ("CrossEncoder", "fill-mask", 'model.predict([("What is this?", "This'),
+        ("MultiVectorEncoder", "feature-extraction", 'model.encode(["This'),
+        ("Unheard", "sentence-similarity", 'SentenceTransformer("out"'),
+        (["Unheard"], "sentence-similarity", 'SentenceTransformer("out"'),
+    ],
+)
+def test_the_card_of_other_classes_of_sentence_transformers(run, tmp_path, name, tag, shown):
+    source = embedder(tmp_path / "embedder")
+    write(source, "config_sentence_transformers.json", {"model_type": name, "prompts": None})
     assert run(source=source)[0] == 0
-    assert json.loads(Path("out/tokenizer.json").read_text())["truncation"] == {**cut, "max_length": 600}
-    ids = AutoTokenizer.from_pretrained("out")("Paris " * 1000, truncation=True).input_ids
-    assert len(ids) == 600
+    card = Path("out/README.md").read_text()
+    assert metadata_load("out/README.md")["pipeline_tag"] == tag and shown in card
+    assert isinstance(name, list) or name == "Unheard" or f'{name}("out", trust_remote_code=True)' in card
+
+
+def test_another_class_than_the_embedders_shows_itself(run, tmp_path):
+    source = embedder(tmp_path / "embedder")
+    code, out, err = run(source=source, architecture="XLMRobertaForSequenceClassification")
+    assert code == 0 and "AutoModelForSequenceClassification" in out and "to be trained" in err
+    assert metadata_load("out/README.md")["library_name"] == "transformers"
+
+
+def test_a_tokenizer_without_a_mask(run, source):
+    without_mask(source)
+    assert AutoTokenizer.from_pretrained(source).mask_token is None
+    code, _, err = run(source=source)
+    assert code == 2 and "or draw them by random_global_init" in err
+    assert run("--random_global_init", source=source)[0] == 0
+    card = Path("out/README.md").read_text()
+    assert "None" not in card
+    for block in python_blocks(Path("out/README.md")):
+        exec(block, {})
 
 
 def test_run_test(run):

@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from ..configuration_lsg import LSGConfig
+from .adapters import without_adapter
 from .answers import compared, compared_vectors, question
 from .architectures import ARCHITECTURES
 from .families import own_config
@@ -97,15 +98,17 @@ class Comparison:
         return model, not missing
 
     def _load_as(self, model_class):
-        model, info = model_class.from_pretrained(
-            self.source.encoder,
-            config=self.source_config,
-            dtype=self.dtype,
-            token=self.source.token,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        return model.eval(), info["missing_keys"]
+        adapter = self.source.adapter
+        with without_adapter(self.source.encoder) as folder:
+            model, info = model_class.from_pretrained(
+                folder,
+                config=self.source_config,
+                dtype=self.dtype,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        missing = [key for key in info["missing_keys"] if adapter is None or not adapter.brings(key)]
+        return (model if adapter is None else adapter.merged_into(model)).eval(), missing
 
 
 def _source_config(source, fields):

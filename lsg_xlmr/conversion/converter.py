@@ -11,6 +11,7 @@ from transformers.utils import logging
 from ..configuration_lsg import LSGConfig
 from .architectures import lsg_class
 from .families import xlm_roberta_class
+from .lengths import set_length
 from .source import Source
 from .tables import global_table, tile_positions
 
@@ -118,7 +119,7 @@ class LSGConverter:
         config = source.lsg_config(model_class, **lsg_kwargs)
         length = self.max_sequence_length or max(DEFAULT_LENGTH, config.max_sequence_length)
         tokenizer = source.tokenizer(config.vocab_size)
-        tokenizer.model_max_length = length
+        set_length(tokenizer, length)
         model, is_lsg = source.load(model_class, config, self.dtype, self.seed)
         self._warn_of_idle_options(is_lsg)
         with torch.no_grad():

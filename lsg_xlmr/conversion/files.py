@@ -8,13 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-# What a conversion needs of a source on the hub beside its weights: the README, the tokenizer, the settings and the
-# modules (1_Pooling, 2_Dense, ...) of sentence-transformers.
-SIDE_FILES = ("README.md", "*.json", "sentencepiece.bpe.model", "[0-9]_*/*")
-WEIGHT_FILES = ("*.safetensors", "*.bin")
-# What goes into the result as it is, or as transformers has read it.
-CARRIED_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*", "[0-9]_*/**/*")
-MODULE_FOLDER = re.compile(r"[0-9]_\w+")
+# A file in the blobs of the hub's cache: SHA-1 of git, or SHA-256.
+BLOB = re.compile("[0-9a-f]{40}([0-9a-f]{24})?")
 
 
 def read_json(path, kind=object):
@@ -43,19 +38,24 @@ def is_inside(path, folder):
     return any(path.is_relative_to(place) for place in (folder, *blobs))
 
 
-def check_links(folder):
+def check_links(folder, paths):
     """
     Raises:
-        ValueError: what is carried over, and may be published with the result, is another file of this machine.
+        ValueError: one of the `paths`, which are carried over and may be published with the result, is another file of
+            this machine than one of `folder` or of the hub's cache.
     """
-    for path in (path for pattern in CARRIED_FILES for path in folder.glob(pattern)):
-        if path.match("*.index.json"):  # is read like the weights, which may well be on another disk
-            continue
-        if not is_inside(path, folder) or (path.is_symlink() and path.is_dir()):
+    for path in paths:
+        if path.is_dir() or not (is_inside(path, folder) or _is_blob(path)):
             raise ValueError(
                 f"{str(path)!r} is a link out of the folder, or to a folder, and what it leads to would be copied: "
                 "refused. Put the file itself there."
             )
+
+
+def _is_blob(path):
+    """Whether `path` leads to a file of the hub's cache: there each is named by its content."""
+    path = Path(os.path.realpath(path))
+    return path.is_file() and bool(BLOB.fullmatch(path.name)) and "blobs" in path.parts
 
 
 def check_shards(folder):
@@ -63,49 +63,31 @@ def check_shards(folder):
     Raises:
         ValueError: an index of weights names a file that is not beside it.
     """
-    for index in (path for pattern in WEIGHT_FILES for path in folder.glob(f"{pattern}.index.json")):
+    for index in folder.glob("*.index.json"):
         weight_map = read_json(index, dict).get("weight_map")
         for file in weight_map.values() if isinstance(weight_map, dict) else ():  # else transformers tells
             if Path(str(file)).name != file:
                 raise ValueError(f"{str(index)!r} names {file!r}, which is not a file beside it: refused.")
 
 
-def module_folders(folder):
-    """
-    Returns:
-        `list[str]`: the folders of the modules of a sentence-transformers model but the transformer's, whose path is
-        empty: it is the folder itself.
-
-    Raises:
-        ValueError: `modules.json` is no list of modules, or names something else.
-    """
-    modules = read_json(folder / "modules.json", list)
-    try:
-        paths = [module["path"] for module in modules if module["path"] != ""]
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"modules.json is no list of modules, each with a path: {error!r}.") from error
-    for path in paths:  # what it names is copied: it may be no other folder of this machine, nor the source itself
-        is_named_well = isinstance(path, str) and MODULE_FOLDER.fullmatch(path)
-        if not is_named_well or (folder / path).is_symlink() or (folder / path).is_file():
-            raise ValueError(f"modules.json names {path!r}, which is not a module's folder like 1_Pooling: refused.")
-    return paths
-
-
 @contextmanager
-def unchanged(folder):
+def unchanged(paths):
     """
+    Args:
+        paths (callable): gives the files (iterable of `Path`) of a checkpoint.
+
     Raises:
-        ValueError: at the end of the block, if a file of the checkpoint in `folder` is another than at its beginning.
+        ValueError: at the end of the block, if one of them is another than at its beginning.
     """
-    before = _state(folder)
+    before = _state(paths())
     yield
-    now = _state(folder)
+    now = _state(paths())
     changed = sorted(str(path) for path in before.keys() | now.keys() if before.get(path) != now.get(path))
     if changed:
         raise ValueError(f"{changed[0]!r} has changed while it was read: start again when it is whole.")
 
 
-def _state(folder):
-    """What changes with a file's content, by the path of each file that a conversion may read."""
-    paths = (path for pattern in SIDE_FILES + WEIGHT_FILES for path in folder.glob(pattern) if path.is_file())
-    return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in ((x, x.stat()) for x in paths)}
+def _state(paths):
+    """What changes with a file's content, by its path."""
+    stats = ((path, path.stat()) for path in paths if path.is_file())
+    return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in stats}

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCardData, metadata_load
 from yaml import YAMLError
 
 from ..configuration_lsg import LSGConfig
-from .architectures import ARCHITECTURES
+from .usage import embedder_class, settings_snippet, usage
 
 
 PIPELINE_TAGS = {
@@ -21,16 +21,6 @@ PIPELINE_TAGS = {
     "LSGXLMRobertaForMultipleChoice": "multiple-choice",
 }
 ONNX_HEADING = "\n\n## ONNX\n\n"
-
-
-def loading_snippet(model, name):
-    """Python lines that load the checkpoint `name` of the class of `model`."""
-    auto_class = ARCHITECTURES[type(model).__name__][0]
-    return (
-        f"from transformers import {auto_class}, AutoTokenizer\n\n"
-        f'model = {auto_class}.from_pretrained("{name}", trust_remote_code=True)\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")'
-    )
 
 
 def model_card(model, tokenizer, converter, name, source):
@@ -63,44 +53,50 @@ def model_card(model, tokenizer, converter, name, source):
             "The attention is in the two Python files beside the weights, so it is loaded with "
             "`trust_remote_code=True`, by transformers 5.0 or newer.\n",
             "## What was done\n",
-            *_steps(converter, config, source),
+            *_steps(converter, model, source),
             "",
             "## LSG settings\n",
             "| parameter | value |\n| --- | --- |",
             *(f"| `{field}` | `{value!r}` |" for field, value in settings.items()),
             "\nAny of them can be changed at load, without converting again:\n",
-            "```python\nfrom transformers import AutoModel\n",
-            f'model = AutoModel.from_pretrained(\n    "{name}",\n    trust_remote_code=True,\n'
-            f"    num_global_tokens=16,\n    block_size=64,\n    sparse_block_size=64,\n    sparsity_factor=4,\n"
-            f'    sparsity_type="pooling",\n)\n```\n',
+            f"```python\n{settings_snippet(model, name, source)}\n```\n",
             "## Usage\n",
-            *_usage(model, tokenizer, name, source),
+            *usage(model, tokenizer, name, source),
         )
     )
 
 
 def _header(model, source):
     return ModelCardData(
-        library_name="sentence-transformers" if source.is_embedder else "transformers",
-        pipeline_tag="sentence-similarity" if source.is_embedder else PIPELINE_TAGS[type(model).__name__],
-        **_known(source.files / "README.md"),
+        library_name="sentence-transformers" if embedder_class(model, source) else "transformers",
+        pipeline_tag=_pipeline_tag(model, source),
+        **_known(source),
         base_model=None if source.is_local else source.name,
         tags=["xlm-roberta", "lsg", "long-context", "custom_code"],
     )
 
 
-def _known(source_card):
+def _pipeline_tag(model, source):
+    embedder, own = embedder_class(model, source), PIPELINE_TAGS[type(model).__name__]
+    if embedder == "CrossEncoder":
+        return "text-ranking" if model.config.num_labels == 1 else own
+    return {None: own, "SentenceTransformer": "sentence-similarity"}.get(embedder, "feature-extraction")
+
+
+def _known(source):
     """What the source's own card says that holds for the result."""
     try:
-        header = metadata_load(source_card) or {}
+        folder = source.files if (source.files / "README.md").is_file() else source.part
+        header = metadata_load(folder / "README.md") or {}
     except (OSError, ValueError, YAMLError):  # no card, or none that can be read: no reason not to convert
         header = {}
     return {name: header[name] for name in ("license", "language") if name in header}
 
 
-def _steps(converter, config, source):
+def _steps(converter, model, source):
     if source.model_type != "xlm-roberta":
         yield f"- The source is a `{source.model_type}` model: the same function, whose weights have other names."
+    config = model.config
     positions = source.config.get("max_position_embeddings", 514) - config.pad_token_id - 1
     new = config.max_sequence_length
     if new > positions:
@@ -125,48 +121,8 @@ def _steps(converter, config, source):
     yield "- All other weights are the source's. Nothing was trained: fine-tuning on long texts improves the result."
     architecture = (config.architectures or [""])[0].removeprefix("LSG")
     before = source.architecture.removeprefix("LSG")
-    if architecture != before:
+    if architecture != before and not embedder_class(model, source):
         yield f"- The source is a `{before}`: weights that only a `{architecture}` has are new and must be trained."
-
-
-def _usage(model, tokenizer, name, source):
-    """Snippets that fit the model's class, each runnable alone."""
-    architecture = type(model).__name__
-    yield f"```python\n{loading_snippet(model, name)}\n```\n"
-    if architecture == "LSGXLMRobertaForMaskedLM":
-        yield "Fill a mask:\n"
-        yield (
-            "```python\nfrom transformers import pipeline\n\n"
-            f'fill_mask = pipeline("fill-mask", model="{name}", trust_remote_code=True)\n'
-            f'print(fill_mask("Paris is the {tokenizer.mask_token} of France.")[0]["sequence"])\n```\n'
-        )
-    if architecture == "LSGXLMRobertaModel":
-        yield "One vector for a long text:\n"
-        yield _long_text("AutoModel", name, "outputs.last_hidden_state[:, 0].shape")
-        if source.is_embedder:
-            yield "The same with sentence-transformers and the source's own pooling:\n"
-            yield (
-                "```python\nfrom sentence_transformers import SentenceTransformer\n\n"
-                f'model = SentenceTransformer("{name}", trust_remote_code=True)\n'
-                'print(model.encode(["This is a test sequence. " * 300]).shape)\n```\n'
-            )
-    if architecture in ("LSGXLMRobertaForTokenClassification", "LSGXLMRobertaForQuestionAnswering"):
-        yield "A long text, cut where it is longer still:\n"
-        yield _long_text(ARCHITECTURES[architecture][0], name, "outputs[0].shape")
-    else:
-        trained = architecture == "LSGXLMRobertaForSequenceClassification"
-        yield "Classify a long text" + (":\n" if trained else "; the classifier is new and must be trained first:\n")
-        yield _long_text("AutoModelForSequenceClassification", name, "outputs.logits")
-
-
-def _long_text(auto_class, name, printed):
-    return (
-        f"```python\nfrom transformers import {auto_class}, AutoTokenizer\n\n"
-        f'model = {auto_class}.from_pretrained("{name}", trust_remote_code=True)\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
-        'inputs = tokenizer("This is a test sequence. " * 300, truncation=True, return_tensors="pt")\n'
-        f"outputs = model(**inputs)\nprint({printed})\n```\n"
-    )
 
 
 def with_onnx_section(text, report):

@@ -1,6 +1,7 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
 """A folder that is written whole or not at all."""
 
+import filecmp
 import hashlib
 import json
 import os
@@ -20,7 +21,8 @@ WEIGHT_FILES = (
 )
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("sentencepiece.bpe.model", "vocab.txt", "vocab.json", "merges.txt", "bpe.codes"),
+    *("sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt"),
+    *("bpe.codes", "dict.txt"),
 )
 ONNX_FILES = (
     *("model.onnx", "model.onnx[._]data", "model_*.onnx", "model_*.onnx[._]data"),
@@ -29,20 +31,24 @@ ONNX_FILES = (
 )
 KILLED_EXPORT = f".onnx-{'[0-9a-f]' * 8}"
 ONNX_FOLDERS = ("onnx", f"{KILLED_EXPORT}/new", f"{KILLED_EXPORT}/old")
-# What a checkpoint may hold; a folder that holds anything else is not replaced. The state of a training (optimizer.pt,
-# trainer_state.json) is not among it: no conversion would give it back.
+# What a checkpoint may hold; a folder with anything else that the source has not is not replaced. The state of a
+# training (optimizer.pt, trainer_state.json) is not among it: no conversion would give it back.
 CHECKPOINT_FILES = (
     *("config.json", "generation_config.json", "training_args.bin", *WEIGHT_FILES, *TOKENIZER_FILES),
     *("model.safetensors.index.json", "pytorch_model.bin.index.json"),
     *("configuration_lsg.py", "__pycache__/configuration_lsg.*.pyc"),
     *("modeling_lsg_xlm_roberta.py", "__pycache__/modeling_lsg_xlm_roberta.*.pyc"),
     *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
-    *("README.md", ".README.md.new", "LICENSE", ".gitattributes"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
+    *("sparse_linear.pt", "colbert_linear.pt"),  # of BGE-M3
+    *("README.md", ".README.md.new", ".gitattributes", ".gitignore", ".DS_Store"),
+    *("LICEN[CS]E", "LICEN[CS]E.*", "LICEN[CS]E-*", "NOTICE", "NOTICE.*", "COPYING", "COPYING.*", "CITATION.cff"),
+    *(".cache/huggingface/*", ".cache/huggingface/*/*", ".cache/huggingface/*/*/*"),  # of the hub's downloads
     *(f"{folder}/{file}" for folder in ONNX_FOLDERS for file in ONNX_FILES),
     f"{KILLED_EXPORT}/lock",
 )
 # Only beside a modules.json, which says that these folders are of sentence-transformers.
-MODULE_FILES = ("[0-9]_*/config.json", "[0-9]_*/model.safetensors", "[0-9]_*/pytorch_model.bin")
+MODULE_FILES = ("[0-9]*_*/*config.json", "[0-9]*_*/model.safetensors", "[0-9]*_*/pytorch_model.bin")
 
 
 @contextmanager
@@ -70,7 +76,7 @@ def new_folder(target, overwrite=False, sources=(), replaceable=CHECKPOINT_FILES
     number = hashlib.sha256(str(target).encode()).hexdigest()[:8]
     with _locked(beside / f".{target.name}-{number}", target, name) as work:
         _clear(work, target)
-        _check_content(name, target, overwrite, replaceable)
+        _check_content(name, target, overwrite, replaceable, sources)
         new = work / "new"
         new.mkdir()
         yield new
@@ -154,13 +160,14 @@ def _is_same(one, other):
     return one.exists() and other.exists() and one.samefile(other)
 
 
-def _check_content(name, target, overwrite, replaceable):
+def _check_content(name, target, overwrite, replaceable, sources):
     if not target.is_dir() or not any(target.iterdir()):
         return
     if not overwrite:
         raise ValueError(f"{str(name)!r} is not empty: name a new folder, or add --overwrite to replace it.")
     known = (*replaceable, *MODULE_FILES) if (target / "modules.json").is_file() else replaceable
     unknown = (path for path in _files(target) if not any(_matches(path, pattern) for pattern in known))
+    unknown = (path for path in unknown if not any(_is_copy(target / path, Path(source, path)) for source in sources))
     unknown = sorted(str(path) for path in islice(unknown, 4))
     if unknown:
         raise ValueError(
@@ -179,6 +186,11 @@ def _is_checkpoint(folder):
         return False
     has_weights = any(_matches(path.relative_to(folder), file) for path in folder.iterdir() for file in WEIGHT_FILES)
     return has_weights and isinstance(config, dict) and "model_type" in config
+
+
+def _is_copy(path, other):
+    """Whether the file `other` holds what `path` does: a conversion may have carried it, and it is not lost."""
+    return path.is_file() and not path.is_symlink() and other.is_file() and filecmp.cmp(path, other, shallow=False)
 
 
 def _files(folder):

@@ -1,30 +1,32 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
 """A checkpoint as it is found: read once, everything known of it, and every refusal said here."""
 
-from contextlib import nullcontext
 from copy import deepcopy
 from functools import cached_property, partial
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.utils import validate_repo_id
 from transformers import XLMRobertaConfig
 from transformers.utils import logging
 
 from ..configuration_lsg import LSGConfig, is_lsg_config
 from . import families
-from .files import SIDE_FILES, check_links, check_shards, module_folders, read_json, unchanged
-from .messages import first_line, first_sentence, quiet_transformers, shortened
+from .adapters import with_labels, without_adapter
+from .architectures import ARCHITECTURES
+from .files import read_json
+from .layouts import told_of_parts, told_of_whole
+from .messages import first_sentence, quiet_transformers, shortened
+from .source_folder import SourceFolder
 from .tokenizer import read_tokenizer
 from .tying import settle_tied_weights
+from .verify import foreign
 
 
 logger = logging.get_logger(__name__)
 
 
-class Source:
+class Source(SourceFolder):
     """
     A checkpoint that is to be converted. What is asked of it is read at first need, and kept.
 
@@ -36,45 +38,21 @@ class Source:
         ValueError: by every member that reads, where the source cannot be what it is asked to be.
     """
 
-    def __init__(self, name_or_path, token=None):
-        self.name, self.token = str(name_or_path), token
-
     @classmethod
     def of(cls, source, token=None):
         """`source`, which may be one already."""
         return source if isinstance(source, cls) else cls(source, token)
 
-    @property
-    def is_local(self):
-        """Whether it is a folder of this machine."""
-        return Path(self.name).is_dir()
-
-    @property
-    def folders(self):
-        """The folders (`list[Path]`) of this machine that the user keeps it in."""
-        return [Path(self.name)] if self.is_local else []
-
-    @property
-    def encoder(self):
-        """Where transformers finds the encoder (`str`): the source itself."""
-        return self.name
-
     @cached_property
     def own_config(self):
-        """Its `config.json` (`dict`) as it stands there."""
-        if not self.is_local and not _may_be_on_the_hub(self.name):
-            raise ValueError(
-                f"There is no folder {self.name!r}. Name the folder of a checkpoint, or a model of the hub such as "
-                "'FacebookAI/xlm-roberta-base'."
-            )
-        if self.is_local:
-            path = Path(self.name, "config.json")
-            config = read_json(path, dict) if path.is_file() else None
-        else:
-            config = self._hub_config()
-        if not config:
-            raise ValueError(f"{self.name!r} is not a checkpoint: it has no config.json.")
-        return config
+        """The `config.json` (`dict`) of its encoder as it stands there."""
+        if self.base is not self:
+            return with_labels(self.base.own_config, self.adapter.num_labels)
+        path = Path(self.encoder, "config.json")
+        config = read_json(path, dict) if path.is_file() else None
+        if not config or (config.keys() <= {"__version__"} and not self.modules):
+            raise ValueError(told_of_parts(self.name, self.root))
+        return with_labels(config, self.adapter.num_labels) if self.adapter else config
 
     @cached_property
     def config(self):
@@ -87,33 +65,23 @@ class Source:
         _ = self.config  # refuses what is of none
         return self.own_config["model_type"]
 
-    @cached_property
-    def files(self):
-        """A folder (`Path`) with its files; a hub model's without the weights."""
-        if not self.is_local:
-            return Path(snapshot_download(self.name, token=self.token, allow_patterns=SIDE_FILES))
-        check_links(Path(self.name))
-        check_shards(Path(self.name))
-        return Path(self.name)
-
     @property
     def is_lsg(self):
         """Whether its attention is LSG attention already."""
         return is_lsg_config(self.config) and self.model_type not in families.PREFIXES
 
-    @cached_property
-    def is_embedder(self):
-        """Whether it is the folder of a sentence-transformers model."""
-        return (self.files / "modules.json").is_file()
-
-    @cached_property
-    def module_folders(self):
-        """The folders (`list[str]`) of the modules that sentence-transformers has beside the encoder."""
-        return module_folders(self.files)
+    @property
+    def position_counts(self):
+        """By how many positions (`set[int]`) a table of them may be known; other sizes of the model are none."""
+        config = self.config_as(XLMRobertaConfig)
+        counts = {config.max_position_embeddings, config.max_position_embeddings - (config.pad_token_id or 0) - 1}
+        return counts - {config.hidden_size, config.intermediate_size, config.vocab_size, config.num_labels}
 
     @property
     def architecture(self):
         """The name of its class as XLM-RoBERTa has it; the base model's where it names none."""
+        if self.adapter and self.adapter.architecture:
+            return families.xlm_roberta_class(self.adapter.architecture, self.model_type)
         names = self.config.get("architectures") or [f"{'LSG' if self.is_lsg else ''}XLMRobertaModel"]
         if not isinstance(names, list) or not isinstance(names[0], str):
             raise ValueError(f"`architectures` in config.json must be a list of names of classes, got {names!r}.")
@@ -123,13 +91,10 @@ class Source:
         """Read what can be wrong of it before any work is done: its configuration, and where its files lie."""
         return self.config, self.files
 
-    def unchanged(self):
-        """A context at whose end a file that has changed meanwhile is a `ValueError`."""
-        return unchanged(Path(self.name)) if self.is_local else nullcontext()
-
     def config_as(self, config_class, **fields):
         """Its configuration as a `config_class` with other `fields`."""
-        return config_class.from_dict(deepcopy(self.config), name_or_path=self.encoder, **fields)
+        config = {name: value for name, value in self.config.items() if not any(foreign({name: value}, "config.json"))}
+        return config_class.from_dict(deepcopy(config), name_or_path=self.encoder, **fields)
 
     def lsg_config(self, model_class, **fields):
         """The [`LSGConfig`] for a model of `model_class`, with other `fields`."""
@@ -168,19 +133,23 @@ class Source:
         Returns:
             the model with the source's weights, and whether it has global tokens of the source's.
         """
-        if self.is_local:
-            _ = self.files  # refuses weights that are said to be elsewhere
+        _ = self.files  # refuses weights that are said to be elsewhere
+        if self.is_local and (warning := told_of_whole(self.root)):
+            logger.warning(warning)
         families.check_head(self.model_type, model_class, config)
         try:
-            with quiet_transformers(), torch.random.fork_rng(devices=[]):
+            with (
+                quiet_transformers(),
+                torch.random.fork_rng(devices=[]),
+                without_adapter(self.encoder) as folder,
+            ):
                 torch.default_generator.manual_seed(seed)
                 model, info = families.load(
                     self.model_type,
                     model_class,
-                    self.encoder,
+                    folder,
                     config,
                     dtype=dtype or "auto",
-                    token=self.token,
                     ignore_mismatched_sizes=True,  # reported below, by name and shape
                 )
         except Exception as error:  # safetensors, pickle, zip and torch each raise their own
@@ -195,6 +164,10 @@ class Source:
             ) from error
         has_global_tokens = self._account_for(info, model_class)
         settle_tied_weights(model)
+        if self.adapter:
+            with quiet_transformers():
+                model = self.adapter.merged_into(model)
+            logger.warning(f"The adapter in {self.name} is merged into {self.adapter.base_name}.")
         unsound = sorted(name for name, weight in model.named_parameters() if not is_finite(weight))
         if unsound:
             in_dtype = f" in {dtype}" if dtype else ""
@@ -210,6 +183,10 @@ class Source:
                 f"configuration asks for {tuple(here)}."
             )
         new = sorted(key for key in info["missing_keys"] if "global_embeddings" not in key)
+        if self.adapter:
+            new = [key for key in new if not self.adapter.brings(key)]
+        if self.is_embedder and model_class is ARCHITECTURES["LSGXLMRobertaModel"][1]:
+            new = [key for key in new if not key.startswith("pooler.")]  # its modules take the tokens' states
         base = sorted(key for key in new if ".layer." in key or "embeddings." in key)
         if base:
             raise ValueError(
@@ -224,27 +201,7 @@ class Source:
             logger.warning(f"{model_class.__name__} has no place for {shortened(left)}.")
         return not any(key.endswith("embeddings.global_embeddings.weight") for key in info["missing_keys"])
 
-    def _hub_config(self):
-        try:
-            with quiet_transformers():
-                return XLMRobertaConfig.get_config_dict(self.name, token=self.token)[0]
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{self.name!r} is neither a folder here nor a model the hub gives (a private one takes --token): "
-                f"{first_line(error)}"
-            ) from error
-
 
 def is_finite(weight):
     """Whether no value is NaN or infinite; by the extremes, which take no memory."""
     return weight.numel() == 0 or all(x.isfinite() for x in weight.detach().aminmax())
-
-
-def _may_be_on_the_hub(name):
-    if Path(name).exists():
-        return False
-    try:
-        validate_repo_id(name)
-    except ValueError:
-        return False
-    return True

@@ -94,6 +94,7 @@ def _special_word(word_table, tokenizer, *names):
     if token_id is None or token_id >= len(word_table):
         raise ValueError(
             f"Global tokens are made of the {names[0]}'s embedding, but it has id {token_id} and the model "
-            f"{len(word_table)} word embeddings. Set {names[0]} in tokenizer_config.json."
+            f"{len(word_table)} word embeddings. Set {names[0]} in tokenizer_config.json"
+            + (", or draw them by random_global_init." if names[0] == "mask_token" else ".")
         )
     return word_table[token_id]

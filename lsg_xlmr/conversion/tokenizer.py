@@ -29,13 +29,13 @@ def read_tokenizer(source):
     Raises:
         ValueError: it cannot be read, or there is none.
     """
-    files = source.files
+    folder = source.tokenizer_folder
     if CamembertTokenizer.model is None:  # in transformers 5.0, which then reads no SentencePiece model of it
         CamembertTokenizer.model = Unigram
     try:
         with quiet_transformers():
             config = own_config(source.own_config)
-            tokenizer = _whole(AutoTokenizer.from_pretrained(source.encoder, config=config, token=source.token), files)
+            tokenizer = _whole(AutoTokenizer.from_pretrained(str(folder), config=config), folder)
     except Exception as error:  # sentencepiece, tokenizers and json each raise their own
         raise ValueError(
             f"The tokenizer of {source.name!r} cannot be read: {first_sentence(error)}. Get its files again."

@@ -78,6 +78,11 @@ class LSGXLMRobertaPreTrainedModel(SavedWithItsCode, XLMRobertaPreTrainedModel):
             found = re.search("unexpected keyword argument '(.+)'", str(error))
             if not found or found[1] not in kwargs:
                 raise
+            if hasattr(kwargs.get("config"), found[1]):
+                raise TypeError(
+                    f"{found[1]!r} is a field of LSGConfig, and belongs into the `config` that is given too: in "
+                    "sentence-transformers into `config_kwargs`, not `model_kwargs`."
+                ) from error
             raise TypeError(
                 f"Neither from_pretrained nor LSGConfig knows {found[1]!r}. The LSG fields are "
                 f"{', '.join(LSGConfig.lsg_fields())}."

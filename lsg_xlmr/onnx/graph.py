@@ -51,7 +51,8 @@ def onnx_model(model, mask_token_id, opset_version, inputs=("input_ids", "attent
     """
     Args:
         model: an LSG model in eval mode and float32. Its encoder is replaced: it is of no use afterwards.
-        mask_token_id (`int`): a masked LM gives the logits of these tokens only, `(masks, vocab_size)`.
+        mask_token_id (`int`): a masked LM gives the logits of these tokens only, `(masks, vocab_size)`; others need
+            none.
         opset_version (`int`): version of ONNX's operators, 18 or higher.
         inputs (`tuple[str, ...]`): see [`input_names`].
 
@@ -67,7 +68,7 @@ def onnx_model(model, mask_token_id, opset_version, inputs=("input_ids", "attent
         axis: Dim(name, max=config.max_sequence_length if name == "length" else None)
         for axis, name in enumerate(sizes)
     }
-    input_ids = torch.full(tuple(sizes.values()), mask_token_id)
+    input_ids = torch.full(tuple(sizes.values()), mask_token_id or 0)
     with _quiet():
         graph = _export(
             _TracedModel(model, mask_token_id),

@@ -1,11 +1,14 @@
 """`--push_to_hub` and loading from the hub, against a small server on loopback that speaks its protocol."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 
 import pytest
+import torch
+from folders import old_embedder, write
 from hub_server import TOKEN, HubServer, Repository
 from repository import ROOT, TINY
 
@@ -119,6 +122,43 @@ def test_private(hub, run):
         run, "--overwrite", "--token", TOKEN, "--max_sequence_length", "1024", source="someone/secret", home="third"
     )
     assert again.returncode == 0 and "for 1024 tokens" in again.stdout, again.stderr
+
+
+def files_of(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_older_embedder_of_the_hub_is_converted_whole(hub, run, tmp_path):
+    """What is carried is fetched, of the weights one form, and the rest is named without being fetched."""
+    folder = old_embedder(tmp_path / "source", TINY)
+    (folder / "0_Transformer" / "pytorch_model.bin").write_bytes(b"the same weights again")
+    for name in ("optimizer.pt", "onnx/model.onnx", "handler.py", "tf_model.h5"):
+        write(folder, name, "of no use here")
+    write(folder, "LICENSE.md", "free")
+    torch.save({"weight": torch.zeros(1, 128)}, folder / "sparse_linear.pt")
+    hub.repositories["someone/old"] = Repository()
+    hub.repositories["someone/old"].commit(files_of(folder))
+    done = convert(run, source="someone/old", home="other")
+    assert done.returncode == 0 and 'SentenceTransformer("converted"' in done.stdout, done.stderr
+    told = " ".join(done.stderr.split())
+    assert "onnx/, tf_model.h5 (other forms of the old weights" in told
+    assert "handler.py (could run code" in told and "optimizer.pt (state and reports" in told
+    converted = files_of(tmp_path / "converted")
+    assert {"LICENSE.md", "sparse_linear.pt", "1_Pooling/config.json", "modules.json"} <= converted.keys()
+    assert not [line for line in hub.requests if re.search("resolve.*(optimizer|onnx|handler|h5|pytorch_model)", line)]
+    # Without the net, from the cache.
+    hub.fails = "."
+    again = convert(run, "--overwrite", source="someone/old", home="other")
+    assert again.returncode == 0, again.stderr
+
+
+def test_an_adapter_of_the_hub_names_its_model(hub, run):
+    hub.repositories["someone/adapter"] = Repository()
+    adapter = {"base_model_name_or_path": "someone/base", "peft_type": "LORA"}
+    files = {"adapter_config.json": json.dumps(adapter).encode(), "adapter_model.safetensors": b""}
+    hub.repositories["someone/adapter"].commit(files)
+    refused = convert(run, source="someone/adapter")
+    assert refused.returncode == 2 and "holds an adapter of 'someone/base'" in refused.stderr
 
 
 def test_wrong_token_is_refused_before_the_work(hub, run, tmp_path):

@@ -1,12 +1,17 @@
 """Embedders and rerankers of sentence-transformers, converted; LoRA and offloading, which they meet in practice."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 from family_folders import write_model, write_wordpiece, write_xlm_roberta_tokenizer
+from folders import cut_at, embedder, old_embedder
 from repository import TINY
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -141,6 +146,81 @@ def test_long_source_keeps_its_length(tmp_path):
     model = SentenceTransformer(folder, trust_remote_code=True, device="cpu")
     assert model.get_max_seq_length() == 8192
     assert model.encode("The Seine flows through France. " * 600).shape == (128,)
+
+
+def test_an_older_folder_gives_what_it_gave(tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    before = SentenceTransformer(str(old_embedder(tmp_path / "old", TINY)), device="cpu")
+    # Within two blocks only the global token makes a difference.
+    folder = convert(tmp_path / "old", tmp_path / "converted")
+    after = SentenceTransformer(folder, trust_remote_code=True, device="cpu")
+    modern = SentenceTransformer(str(embedder(tmp_path / "modern", TINY)), device="cpu")
+    old, new, same = (model.encode(TEXTS[-1], convert_to_tensor=True) for model in (before, after, modern))
+    torch.testing.assert_close(old, same, atol=1e-5, rtol=0)
+    assert torch.cosine_similarity(old, new, dim=0) > 0.99
+    assert [type(module).__name__ for module in after] == ["Transformer", "Pooling", "Normalize"]
+    assert after.get_max_seq_length() == LENGTH
+
+
+def test_every_reader_sees_the_same_tokens(tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from tokenizers import Tokenizer
+
+    cut_at(embedder(tmp_path / "source", TINY), 128)
+    folder = convert(tmp_path / "source", tmp_path / "converted")
+    here, alone = AutoTokenizer.from_pretrained(folder), Tokenizer.from_file(f"{folder}/tokenizer.json")
+    model = SentenceTransformer(folder, trust_remote_code=True, device="cpu")
+    readers = [
+        lambda texts: here(texts, truncation=True, padding=True).input_ids,
+        lambda texts: [x.ids for x in alone.encode_batch(texts)],
+        lambda texts: model.preprocess(texts)["input_ids"].tolist(),
+    ]
+    if find_spec("fastembed"):
+        from fastembed.common.preprocessor_utils import load_tokenizer
+
+        theirs, _ = load_tokenizer(Path(folder))
+        readers.append(lambda texts: [x.ids for x in theirs.encode_batch(texts)])
+    for texts in ([TEXTS[0]], [TEXTS[-1]], [TEXTS[0], TEXTS[-1]], [TEXTS[0] * 5, TEXTS[-1]]):
+        expected, *others = (reader(texts) for reader in readers)
+        assert all(ids == expected for ids in others)
+    assert len(expected[0]) == LENGTH
+
+
+def test_a_router_of_converted_parts(tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Router
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    parts = [[Transformer(str(SOURCE)), Pooling(128, pooling_mode="mean")] for _ in range(2)]
+    source = SentenceTransformer(modules=[Router.for_query_document(*parts)], device="cpu")
+    source.save_pretrained(str(tmp_path / "router"))
+    assert main(["--initial_model", str(tmp_path / "router"), "--model_name", str(tmp_path / "out")]) == 2
+    for part in ("query_0_Transformer", "document_0_Transformer"):
+        folder = convert(tmp_path / "router" / part, tmp_path / part)
+        shutil.rmtree(tmp_path / "router" / part)
+        shutil.move(folder, tmp_path / "router" / part)
+    for name in ("configuration_lsg.py", "modeling_lsg_xlm_roberta.py"):
+        shutil.copy(tmp_path / "router" / part / name, tmp_path / "router")
+    model = SentenceTransformer(str(tmp_path / "router"), trust_remote_code=True, device="cpu")
+    assert model.get_max_seq_length() == LENGTH
+    for encode in (type(model).encode_query, type(model).encode_document):
+        near, far = (encode(x, TEXTS[-1], convert_to_tensor=True) for x in (model, source))
+        assert torch.cosine_similarity(near, far, dim=0) > 0.99
+
+
+def test_settings_that_go_into_the_configuration(load):
+    assert load("mean", config_kwargs={"sparsity_type": "pooling"})[0].auto_model.config.sparsity_type == "pooling"
+    with pytest.raises(TypeError, match="^'sparsity_type' is a field of LSGConfig, .*into `config_kwargs`, not"):
+        load("mean", model_kwargs={"sparsity_type": "pooling"})
+    with pytest.raises(TypeError, match="Neither from_pretrained nor LSGConfig knows 'sparsity'"):
+        load("mean", model_kwargs={"sparsity": "pooling"})
+
+
+def test_the_snippets_of_the_card_run(folders):
+    for block in re.findall(r"```python\n(.*?)```", Path(folders("mean"), "README.md").read_text(), re.DOTALL):
+        assert "SentenceTransformer" in block
+        exec(block, {})
 
 
 def test_cross_encoder(tmp_path):

@@ -266,3 +266,11 @@ def test_misspelt_field_at_load(tiny_config, tmp_path, name):
     LSGXLMRobertaForMaskedLM(tiny_config()).save_pretrained(tmp_path)
     with pytest.raises(TypeError, match=f"knows '{name}'. The LSG fields are adaptive, block_size,"):
         LSGXLMRobertaForMaskedLM.from_pretrained(tmp_path, **{name: 3})
+
+
+def test_a_field_beside_a_configuration(tiny_config, tmp_path):
+    """As another library gives it that has made the configuration itself."""
+    model = LSGXLMRobertaModel(tiny_config())
+    model.save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="^'sparsity_type' is a field of LSGConfig, .* into `config_kwargs`, not"):
+        LSGXLMRobertaModel.from_pretrained(tmp_path, config=model.config, sparsity_type="pooling")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from family_folders import write_model, write_wordpiece
+from folders import without_mask
 from repository import DATA, ROOT, TINY
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -81,7 +82,7 @@ def batches(mask_token_id):
 def assert_same_answers(folder):
     config = json.loads((folder / "config.json").read_text())
     architecture = config["architectures"][0]
-    mask_token_id = AutoTokenizer.from_pretrained(folder).mask_token_id
+    mask_token_id = AutoTokenizer.from_pretrained(folder).mask_token_id or 5
     model, session = ARCHITECTURES[architecture][1].from_pretrained(folder).eval(), open_file(folder)
     names = [output.name for output in session.get_outputs()]
     for inputs in batches(mask_token_id):
@@ -264,6 +265,21 @@ def test_a_tokenizer_without_mask(tmp_path, capsys, architecture):
         assert not (tmp_path / "out").exists()
     else:
         assert code == 0 and (tmp_path / "out" / "onnx" / "model.onnx").is_file()
+
+
+@pytest.mark.onnx
+def test_a_tokenizer_without_a_mask(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(SOURCE, "source")
+    without_mask("source")
+    fields = f"--model_kwargs={BLOCKS}"
+    command = ["--initial_model=source", "--model_name=out", "--random_global_init", "--onnx", fields]
+    command += [f"--max_sequence_length={MAX_LENGTH}"]
+    assert cli.main(command) == 2 and not Path("out").exists()
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "The ONNX file of a masked LM gives the words in place of masks" in line
+    assert cli.main([*command, "--architecture=XLMRobertaForTokenClassification"]) == 0
+    assert_same_answers(tmp_path / "out")
 
 
 @pytest.mark.onnx
