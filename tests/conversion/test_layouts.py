@@ -113,7 +113,7 @@ def test_other_positions_than_absolute_ones(tmp_path, convert, kind):
     folder = Path(shutil.copytree(SMALL, tmp_path / "source"))
     config = json.loads((folder / "config.json").read_text())
     write(folder, "config.json", {**config, "position_embedding_type": kind})
-    refused(convert, f"position_embedding_type={kind!r}", "It cannot be converted")
+    refused(convert, f"position_embedding_type is {kind!r}", "only 'absolute' can be converted")
 
 
 def adapter(folder, base="someone/base", **fields):
