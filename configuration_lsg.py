@@ -104,9 +104,11 @@ class LSGConfig(TravelsWithItsCode, XLMRobertaConfig):
         lsh_seed (`int`, defaults to 0):
             Seed of the random projections of `"lsh"`: same seed, same clusters.
         sparse_prediction (`bool`, defaults to `False`):
-            Run the LM head of a masked LM only where it is asked: at the positions with a label, or, without labels,
-            at those whose logits are looked at. `labels` given, `logits` are those of the labelled positions alone.
-            The name and its meaning are those of [`~transformers.ModernBertConfig`].
+            Run the LM head of a masked LM only where it is asked. With gradients and labels (training), `logits` are
+            those of the labelled positions alone, as [`~transformers.ModernBertConfig`] has it, whose name this is.
+            Without gradients (`torch.no_grad()`: inference, evaluation), they are those of all positions, computed
+            where they are looked at, with the weights of the call: it is an error to look after these were changed
+            in place.
         sparse_pred_ignore_index (`int`, defaults to -100):
             The label of positions that have none, with `sparse_prediction`.
         dense_decoder (`bool`, defaults to `False`):

@@ -41,6 +41,7 @@ SOURCES = {
         "model/encoder.py",
         "model/labels.py",
         "model/losses.py",
+        "model/frozen_head.py",
         "model/lazy_logits.py",
         "model/trained_rows.py",
         "model/modeling_lsg_xlm_roberta.py",
@@ -134,7 +135,7 @@ def _import_block(imports):
 def _import_order(name_and_alias):
     """Constants, then classes, then the rest, as isort has it."""
     name = name_and_alias[0]
-    return (0 if name.isupper() else 1 if name[0].isupper() else 2), name.lower()
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2), name.lower(), name
 
 
 def _group(module):

@@ -38,7 +38,7 @@ from .checks import check_arguments, check_ids, check_states
 from .embeddings import GlobalStates, LSGEmbeddings
 from .encoder import LSGEncoder
 from .labels import explains_labels, wrong_answers, wrong_choices, wrong_text_labels, wrong_token_labels
-from .lazy_logits import LazyLogits
+from .lazy_logits import lazy_logits
 from .losses import cross_entropy, of_whole_batch, question_answering_loss, sequence_classification_loss
 from .trained_rows import TrainedRows
 
@@ -265,10 +265,12 @@ class LSGXLMRobertaForMaskedLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobert
     """
     [`~transformers.XLMRobertaForMaskedLM`] with LSG attention.
 
-    With `config.sparse_prediction=True` (the name is ModernBERT's) the LM head runs only where it is asked: with
-    `labels`, at the positions whose label is not `config.sparse_pred_ignore_index`, and `logits` are theirs, of shape
-    `(num_labelled, vocab_size)`; without `labels`, gradients and autocast, at the positions that are looked at:
-    `logits` are [`LazyLogits`].
+    With `config.sparse_prediction=True` (the name is ModernBERT's) the LM head runs only where it is asked. Where
+    gradients are on and `labels` given, as in training, that is at the positions whose label is not
+    `config.sparse_pred_ignore_index`, and `logits` are theirs, of shape `(num_labelled, vocab_size)`. Where gradients
+    are off, as in evaluation, the loss takes the same positions, and `logits` are [`LazyLogits`] of shape
+    `(batch_size, sequence_length, vocab_size)`, computed where they are looked at. `train()` and `eval()` change
+    nothing in this.
     """
 
     @explains_labels(wrong_token_labels)
@@ -279,15 +281,17 @@ class LSGXLMRobertaForMaskedLM(_LSGHead, LSGXLMRobertaPreTrainedModel, XLMRobert
             return self._dense_forward(*args, labels=labels, num_items_in_batch=num_items_in_batch, **kwargs)
         outputs = self.roberta(*args, return_dict=True, **kwargs)
         features, loss = outputs.last_hidden_state, None
-        if labels is not None:
+        if labels is None:
+            logits = lazy_logits(self, features)
+        else:
             labels = labels.to(features.device)
             is_labelled = labels != self.config.sparse_pred_ignore_index
-            logits = self.lm_head(features[is_labelled])
-            loss = fixed_cross_entropy(logits, labels[is_labelled], num_items_in_batch)
-        elif LazyLogits.can_stand_for(features):
-            logits = LazyLogits(features, self.lm_head, self.config.vocab_size)
-        else:
-            logits = self.lm_head(features)
+            if torch.is_grad_enabled():
+                logits = of_labelled = self.lm_head(features[is_labelled])
+            else:
+                logits = lazy_logits(self, features)
+                of_labelled = logits[is_labelled]
+            loss = fixed_cross_entropy(of_labelled, labels[is_labelled], num_items_in_batch)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

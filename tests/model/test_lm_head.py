@@ -70,7 +70,6 @@ def test_logits_are_computed_where_they_are_looked_at(models, token_ids, positio
     ids = token_ids(2, LONG)
     with torch.no_grad():
         expected, logits = (model(ids).logits for model in models)
-        positions.clear()
         assert isinstance(logits, LazyLogits) and logits.shape == expected.shape
         row = torch.tensor([3, 9])
         mask = torch.rand(2, LONG) < 0.1
@@ -86,23 +85,60 @@ def test_logits_are_computed_where_they_are_looked_at(models, token_ids, positio
             "one word everywhere": (lambda x: x[..., 5] * 1, 2 * LONG),
             "new dimension at the end": (lambda x: x.unsqueeze(-1) * 1, 2 * LONG),
             "everything": (lambda x: x.argmax(-1), 2 * LONG),
-            "two of them": (lambda x: torch.cat([x, x])[0, 0], 4 * LONG),
+            "the best of some": (lambda x: x[0, row].argmax(-1, keepdim=True), 2),
+            "one after the other": (lambda x: x[0, 3] + x[0, row].sum(0) + x[0, 3].tolist()[0], 3),
+            "a view, then others": (lambda x: x[0, 3].exp() + x[1, 2:4].exp(), 3),
+            "two of them": (lambda x: torch.cat([x, x])[0, 0], 2 * LONG),
         }
         for name, (look, num_positions) in looks.items():
+            logits = models[1](ids).logits
             positions.clear()
             found = look(logits)
             assert type(found) is torch.Tensor and sum(positions) == num_positions, name
             torch.testing.assert_close(found, look(expected), rtol=0, atol=1e-5, msg=name)
-        torch.testing.assert_close(torch.tensor(logits[0].tolist()), expected[0], rtol=0, atol=1e-5)
-        torch.testing.assert_close(torch.from_numpy(logits.numpy()), expected, rtol=0, atol=1e-5)
 
 
-def test_logits_that_may_get_gradients_are_ordinary(models, token_ids):
-    logits = models[1](token_ids(1, LONG)).logits
-    assert type(logits) is torch.Tensor
-    logits.sum().backward()
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        assert type(models[1](token_ids(1, LONG)).logits) is torch.Tensor
+def test_argmax_takes_some_positions_at_a_time(models, token_ids, positions):
+    ids = token_ids(3, 100)
+    with torch.no_grad():
+        expected = models[0](ids).logits.argmax(-1)
+        logits = models[1](ids).logits
+        positions.clear()
+        torch.testing.assert_close(logits.argmax(dim=-1), expected, rtol=0, atol=0)
+        assert sum(positions) == 300 and max(positions) < 200 and type(logits) is LazyLogits
+
+
+@pytest.mark.parametrize("num_items_in_batch", [None, 31])
+@pytest.mark.parametrize("training", [False, True])
+def test_labels_without_gradients(models, token_ids, positions, training, num_items_in_batch):
+    """`logits` are those of every position, as without `sparse_prediction`, whatever mode the modules are in."""
+    ids = token_ids(2, LONG)
+    labels = torch.where(torch.rand(2, LONG) < 0.2, ids, -100)
+    with torch.no_grad():
+        dense, sparse = (
+            model.train(training)(ids, labels=labels, num_items_in_batch=num_items_in_batch) for model in models
+        )
+        positions.clear()
+        assert type(sparse.logits) is LazyLogits and sparse.logits.shape == dense.logits.shape
+        torch.testing.assert_close(sparse.loss, dense.loss, rtol=0, atol=1e-5)
+        torch.testing.assert_close(sparse.logits.argmax(-1), dense.logits.argmax(-1), rtol=0, atol=0)
+        torch.testing.assert_close(sparse.logits, dense.logits, rtol=0, atol=1e-5)
+
+
+def test_the_loss_without_gradients_takes_the_labelled_positions(models, token_ids, positions):
+    ids = token_ids(2, LONG)
+    labels = torch.where(torch.rand(2, LONG) < 0.2, ids, -100)
+    with torch.no_grad():
+        models[1](ids, labels=labels).loss.item()
+    assert sum(positions) == int((labels != -100).sum())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_labels_with_gradients(models, token_ids, training):
+    """`logits` are those of the labelled positions, whatever mode the modules are in."""
+    ids = token_ids(2, LONG)
+    labels = torch.where(torch.rand(2, LONG) < 0.2, ids, -100)
+    assert models[1].train(training)(ids, labels=labels).logits.shape == (int((labels != -100).sum()), 99)
 
 
 def test_by_default_logits_are_ordinary(models, token_ids):
