@@ -15,8 +15,9 @@ from extras import ecosystem
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 
+QUESTION = "Paris is the <mask> of France. "
 LENGTH, NEAR = 1000, 8  # tokens: of the text, and on either side of the masked word in the lower panels
-BEFORE, QUESTION, AFTER = "The Seine flows through France. ", "Paris is the <mask> of France. ", "In Japan live many. "
+BEFORE, AFTER = "The Seine flows through France. ", "In Japan people speak Japanese. "
 
 
 def text(tokenizer, length):
@@ -88,9 +89,10 @@ def draw(name, output, steps):
     titles = f'score of "{answer}", by token', "rollout of the masked word, without its own share"
     for row, rows, title, colour in zip(axes, (values, seen), titles, ("#4c72b0", "#c44e00")):
         row[0].vlines(range(LENGTH), 0, rows, color=colour, linewidth=1)
+        row[0].set_yscale("symlog", linthresh=0.01 * float(rows.abs().max()))
         row[0].set(title=title, xlabel=f"token; the masked word is number {place}", xlim=(-5, LENGTH + 5))
         row[1].bar(range(len(near)), rows[near.start : near.stop], color=colour)
-        row[1].set_xticks(range(len(near)), [labels[i].replace("▁", "") for i in near], rotation=60, ha="right")
+        row[1].set_xticks(range(len(near)), [labels[i].replace("▁", "") or "▁" for i in near], rotation=60, ha="right")
         row[1].set_title("around it")
         for axis in row:
             axis.axhline(0, color="grey", linewidth=0.5)

@@ -56,7 +56,7 @@ def kinds(weights, config):
     blocks = [place.div(config.block_size, rounding_mode="floor") for place in (query, key)]
     is_local, is_global = (blocks[0][:, None] - blocks[1]).abs() <= 1, key < 0
     found = torch.where(is_local, 1, 3 if config.sparsity_type in AVERAGING else 2)
-    return found.masked_fill(is_global, 4).masked_fill(weights == 0, 0)
+    return found.masked_fill(weights == 0, 0).masked_fill(is_global, 4)
 
 
 def long_text(tokenizer, length):

@@ -263,7 +263,12 @@ def send_back(there, back):
 def through_fork(logits, folder):
     context = torch.multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
-    process = context.Process(target=lambda: queue.put(logits[0, 3].tolist()))
+
+    def read():
+        torch.set_num_threads(1)  # the parent's threads are not in its fork, and torch would wait for them
+        queue.put(logits[0, 3].tolist())
+
+    process = context.Process(target=read)
     process.start()
     row = queue.get()
     process.join()
