@@ -31,7 +31,7 @@ XLM-RoBERTa with LSG attention, in one file.
  2389  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
  2609  model/trained_rows              An embedding of which the first rows alone are trained
  2643  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 2995  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+ 2997  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
@@ -2816,8 +2816,10 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
             **{f"{CACHE}_length": cache_length},
         )
         if encoder_attention_mask is not None:
+            # The globals' queries have cross-attention too; of the states the mask takes shape, dtype and device.
+            num_queries = states.shape[1] + (0 if global_states.tensor is None else global_states.tensor.shape[1])
             encoder_attention_mask = create_bidirectional_mask(
-                self.config, states, encoder_attention_mask, encoder_hidden_states
+                self.config, states[:, :1].expand(-1, num_queries, -1), encoder_attention_mask, encoder_hidden_states
             )
         outputs = self.encoder(
             states,

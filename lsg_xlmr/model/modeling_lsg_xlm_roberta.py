@@ -211,8 +211,10 @@ class LSGXLMRobertaModel(LSGXLMRobertaPreTrainedModel, XLMRobertaModel):
             **{f"{CACHE}_length": cache_length},
         )
         if encoder_attention_mask is not None:
+            # The globals' queries have cross-attention too; of the states the mask takes shape, dtype and device.
+            num_queries = states.shape[1] + (0 if global_states.tensor is None else global_states.tensor.shape[1])
             encoder_attention_mask = create_bidirectional_mask(
-                self.config, states, encoder_attention_mask, encoder_hidden_states
+                self.config, states[:, :1].expand(-1, num_queries, -1), encoder_attention_mask, encoder_hidden_states
             )
         outputs = self.encoder(
             states,
