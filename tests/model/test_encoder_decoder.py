@@ -294,6 +294,7 @@ def test_the_parts_of_a_batch_give_the_gradients_of_the_whole(put_together, inpu
         torch.testing.assert_close(parameter.grad, expected[name], rtol=0, atol=1e-5)
 
 
+@pytest.mark.ecosystem
 def test_trained_with_seq2seq_trainer(tmp_path):
     """The tiny checkpoint learns to say what the one sentence of a text says that has a number in it."""
     converter = LSGConverter(max_sequence_length=4096)

@@ -142,6 +142,7 @@ torch.distributed.destroy_process_group()
 IN_PROCESSES = ("logits", "words", "words in parts")
 
 
+@pytest.mark.ecosystem
 def test_two_processes(tiny_config, tmp_path):
     """By gloo: batches of another length in each, and the last of one text."""
     script = tmp_path / "evaluate.py"

@@ -313,7 +313,9 @@ class Doubled(torch.autograd.Function):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("view", ["itself", "a text", "copied"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=pytest.mark.ecosystem if way == "through_queue" else ()) for way in WAYS]
+)
 def test_out_of_the_process_and_back(twins, tmp_path, way, view):
     if view != "itself" and way in ("through_queue", "through_fork", "compiled"):
         pytest.skip("one is enough of what takes seconds")

@@ -141,6 +141,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.ecosystem
 def test_two_processes(tiny_config, tmp_path):
     """Two processes of two accumulated parts each, by gloo."""
     script = tmp_path / "train.py"
