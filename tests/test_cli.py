@@ -15,6 +15,7 @@ from folders import embedder, without_mask, write
 from huggingface_hub import metadata_load
 from repository import DATA, ROOT
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from lsg_xlmr import __version__, cli
@@ -98,10 +99,11 @@ def test_result(run):
     assert config["architectures"] == ["LSGXLMRobertaForMaskedLM"]
     assert config["auto_map"]["AutoModelForMaskedLM"] == "modeling_lsg_xlm_roberta.LSGXLMRobertaForMaskedLM"
     assert str(SOURCE) not in "".join(path.read_text() for path in Path("out").glob("*.[jm][sd]*"))
-    tokenizer, before = AutoTokenizer.from_pretrained("out"), AutoTokenizer.from_pretrained(SOURCE)
+    # The file itself, which transformers 5.0 reads without its normalization of the text where it is an XLM-RoBERTa's.
+    tokenizer, before = AutoTokenizer.from_pretrained("out"), Tokenizer.from_file(str(SOURCE / "tokenizer.json"))
     assert tokenizer.model_max_length == 600
     text = "Paris is the capital of France, ½ ｆｕｌｌ ﬁ. Париж — столица Франции."
-    assert tokenizer(text).input_ids == before(text).input_ids
+    assert tokenizer(text).input_ids == before.encode(text).ids
     scope = {}
     exec(out.split("\n\n", 1)[1], scope)
     assert type(scope["model"]).__name__ == "LSGXLMRobertaForMaskedLM"

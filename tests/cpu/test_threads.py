@@ -188,6 +188,7 @@ import os, signal, threading, time
 import torch
 from lsg_xlmr import LSGConfig, LSGXLMRobertaModel
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # of what a shell runs in the background it is ignored
 torch.set_num_threads(2)
 config = LSGConfig(vocab_size=99, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
                    max_position_embeddings=4098)
