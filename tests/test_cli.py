@@ -102,6 +102,9 @@ def test_result(run):
     # The file itself, which transformers 5.0 reads without its normalization of the text where it is an XLM-RoBERTa's.
     tokenizer, before = AutoTokenizer.from_pretrained("out"), Tokenizer.from_file(str(SOURCE / "tokenizer.json"))
     assert tokenizer.model_max_length == 600
+    # By the name that transformers 4 knows too, with which optimum opens ONNX files.
+    settings = json.loads(Path("out/tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
     text = "Paris is the capital of France, ½ ｆｕｌｌ ﬁ. Париж — столица Франции."
     assert tokenizer(text).input_ids == before.encode(text).ids
     scope = {}

@@ -1,6 +1,7 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
 """What the folder of a converted checkpoint holds beside what transformers writes."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -26,7 +27,16 @@ def save_checkpoint(model, tokenizer, folder, source):
         raise OSError(f"The weights cannot be written: {error}") from error
     _read_back(model, folder)
     tokenizer.save_pretrained(folder)
+    _name_class_for_all(folder / "tokenizer_config.json")
     carry(source, folder, tokenizer.model_max_length)
+
+
+def _name_class_for_all(path):
+    """`PreTrainedTokenizerFast` by the name that transformers 4 knows too, which reads ONNX files by optimum."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def folder_size(folder):
