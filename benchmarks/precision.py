@@ -21,7 +21,7 @@ from lsg_xlmr.cli import main as convert
 
 
 LENGTH = 4096  # tokens
-ONNX_FORMS = {"ONNX": "model.onnx", "ONNX, 8 bits": "model_qint8.onnx"}
+ONNX_FORMS = {"ONNX": "model.onnx", "ONNX, 8 bits": "model_quantized.onnx"}
 
 
 def masks_of(tokenizer):

@@ -3,7 +3,7 @@
 
     pip install onnxruntime tokenizers
     lsg-convert --initial_model models/tiny-xlm-roberta --model_name tiny-lsg-4096 --onnx int8
-    python examples/serve_onnx.py tiny-lsg-4096 model_qint8.onnx "Paris is the <mask> of France."
+    python examples/serve_onnx.py tiny-lsg-4096 model_quantized.onnx "Paris is the <mask> of France."
 
 A masked LM gives the best word for every mask, another model the mean of each text's last hidden states.
 """

@@ -49,12 +49,18 @@ def parse_arguments(argv):
     add("--model_kwargs", type=_dict, default={}, help="fields of LSGConfig, as \"{'block_size': 64}\"")
     add(
         "--onnx",
-        nargs="?",
-        const="float32",
-        type=_onnx_files,
+        nargs="*",
+        type=_onnx_type,
         metavar="TYPE",
-        help="write onnx/model.onnx too and, of type int8, onnx/model_qint8.onnx; without --initial_model into the "
-        "LSG checkpoint that --model_name is already",
+        help="write onnx/model.onnx too and, of type int8 and float16, onnx/model_quantized.onnx and "
+        "onnx/model_fp16.onnx; without --initial_model into the LSG checkpoint that --model_name is already",
+    )
+    add(
+        "--logits",
+        choices=("masks", "all"),
+        default="masks",
+        help="of which tokens the ONNX files of a masked LM give the logits: of the masks, (masks, vocab_size), or of "
+        "all, as pipelines that know nothing of LSG expect them",
     )
     add(
         "--run_test",
@@ -85,6 +91,10 @@ def parse_arguments(argv):
     for name in ("initial_model", "model_name", "verify"):
         if getattr(options, name) == "":
             parser.error(f"--{name} is empty: name a folder")
+    if options.onnx is not None:
+        options.onnx = None if None in options.onnx else ["float32", *options.onnx]
+    if options.onnx is None and options.logits != "masks":
+        parser.error("--logits is of ONNX files: it needs --onnx")
     if options.verify is not None:
         _stands_alone(parser, options, {"verify", "debug"}, "--verify: it checks a folder that is there")
     elif options.model_name is None:
@@ -92,7 +102,7 @@ def parse_arguments(argv):
     elif options.initial_model is None:
         if options.onnx is None:
             parser.error("the following arguments are required: --initial_model")
-        allowed = {"onnx", "model_name", "overwrite", "run_test", "debug"}
+        allowed = {"onnx", "logits", "model_name", "overwrite", "run_test", "debug"}
         reason = f"--onnx without --initial_model: {options.model_name} is exported as it is"
         _stands_alone(parser, options, allowed, reason)
     return options
@@ -114,7 +124,11 @@ def _json_arguments(parser, path):
     if not isinstance(options, dict):
         parser.error(f"{path} must hold one JSON object of options")
     given = {name: value for name, value in options.items() if value is not None}
-    return [f"--{name}={value}" for name, value in given.items()]
+    return [
+        argument
+        for name, value in given.items()
+        for argument in ([f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"])
+    ]
 
 
 def _each_once(pairs):
@@ -130,10 +144,10 @@ def _repository(text):
     return {"true": "", "false": None}.get(text.lower(), text)  # as a JSON file may say it
 
 
-def _onnx_files(text):
-    value = {"true": "float32", "false": None}.get(text.lower(), text)
-    if value not in ("float32", "int8", None):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither float32 nor int8")
+def _onnx_type(text):
+    value = {"true": "float32", "false": None}.get(text.lower(), text)  # as a JSON file may say it
+    if value not in ("float32", "int8", "float16", None):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of float32, int8 and float16")
     return value
 
 

@@ -24,7 +24,7 @@ from .conversion.model_card import model_card, with_onnx_section
 from .conversion.new_folder import new_folder
 from .conversion.usage import loading_snippet
 from .conversion.verify import verify
-from .onnx.export import FILE, INT8_FILE, export_onnx, require_onnx, write_onnx
+from .onnx.export import FILES, export_onnx, require_onnx, write_onnx
 
 
 def main(argv=None):
@@ -112,7 +112,7 @@ def _convert(options):
         if options.onnx:
             bar.set_description_str("ONNX")
             (folder / "onnx").mkdir()
-            report = write_onnx(folder, folder / "onnx", options.onnx == "int8")
+            report = write_onnx(folder, folder / "onnx", **_onnx_options(options))
             card = with_onnx_section(card, report)
             bar.update()
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -135,17 +135,23 @@ def _convert(options):
 
 def _export(options):
     """Adds the ONNX files to a checkpoint that is there."""
-    report = export_onnx(options.model_name, options.onnx == "int8", options.overwrite)
+    report = export_onnx(options.model_name, overwrite=options.overwrite, **_onnx_options(options))
     well = not options.run_test or _report(_onnx_findings(options, Source(options.model_name).architecture))
     print(f"Wrote {options.model_name}/onnx. {_told(report)}")
     return 0 if well else 1
+
+
+def _onnx_options(options):
+    return {"int8": "int8" in options.onnx, "float16": "float16" in options.onnx, "logits": options.logits}
 
 
 def _told(report):
     """What there is to say of the ONNX files."""
     text = f"onnx/model.onnx gives PyTorch's answers but for {report.difference:.0e} of the greatest."
     if report.int8_cosine is not None:
-        text += f" onnx/model_qint8.onnx has 8-bit weights; cosine to float32 {report.int8_cosine:.4f}."
+        text += f" onnx/model_quantized.onnx has 8-bit weights; cosine to float32 {report.int8_cosine:.4f}."
+    if report.float16_cosine is not None:
+        text += f" onnx/model_fp16.onnx computes in float16; cosine to float32 {report.float16_cosine:.6f}."
     return text
 
 
@@ -162,7 +168,7 @@ def _onnx_findings(options, architecture):
         return []
     from .onnx.check import check_onnx_fill_mask
 
-    files = (FILE, INT8_FILE) if options.onnx == "int8" else (FILE,)
+    files = [file for name, file in FILES.items() if name in options.onnx]
     return [check_onnx_fill_mask(options.model_name, file) for file in files]
 
 

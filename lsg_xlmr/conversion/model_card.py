@@ -147,8 +147,13 @@ def _onnx_section(report):
     )
     if report.int8_cosine is not None:
         yield (
-            "`onnx/model_qint8.onnx` is the same with 8-bit weights (dynamic quantization). The cosine of its answers "
-            f"to the float32 model's is {report.int8_cosine:.4f} in the mean.\n"
+            "`onnx/model_quantized.onnx` is the same with 8-bit weights (dynamic quantization). The cosine of its "
+            f"answers to the float32 model's is {report.int8_cosine:.4f} in the mean.\n"
+        )
+    if report.float16_cosine is not None:
+        yield (
+            "`onnx/model_fp16.onnx` is the same in float16, for GPUs: its inputs and answers are of the same types as "
+            f"those of `onnx/model.onnx`. The cosine of the answers is {report.float16_cosine:.6f} in the mean.\n"
         )
     yield (
         "```python\n"

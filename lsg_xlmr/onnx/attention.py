@@ -8,7 +8,7 @@ standard operators. Shapes are those of `attention/pattern.py`.
 
 import onnxscript
 import torch
-from onnxscript import FLOAT, opset18 as op
+from onnxscript import BOOL, FLOAT, INT64, graph, opset18 as op
 from torch import nn
 from torch.nn.functional import pad
 
@@ -27,6 +27,7 @@ def Attention(  # an ONNX operator's name
     mask,
     bias,
     projections,
+    hidden_states,
     block_size: int,
     sparse_block_size: int,
     step: int,
@@ -41,26 +42,31 @@ def Attention(  # an ONNX operator's name
         mask (bool, `n T`), bias (`n h 1 T`): the same twice, as `True` and 0 where a key may be seen, as `False` and
             minus infinity where not.
         projections (`h d p`): see [`SparseTokens`].
+        hidden_states (`n T h*d`): what the layer was given, for its shape.
 
     Returns:
         the context, `n T h*d`.
     """
     zero = op.Constant(value_ints=[0])
+    row_axis = op.Constant(value_ints=[1])
     axis = op.Constant(value_ints=[2])
     last_axis = op.Constant(value_ints=[3])
     b = op.Constant(value_int=block_size)
     s = op.Constant(value_int=sparse_block_size)
     sparse_step = op.Constant(value_int=step)
     num_globals = op.Constant(value_int=num_global_tokens)
-    factor = op.Constant(value_float=scaling)
+    factor = op.CastLike(op.Constant(value_float=scaling), query)
     nothing = op.Constant(value_int=0)
     one = op.Constant(value_int=1)
     two = op.Constant(value_int=2)
+    shape = op.Shape(hidden_states)
     # Of the mask, which is every layer's: the graph computes it once.
-    num_tokens = op.Squeeze(op.Shape(mask, start=1, end=2)) - num_globals
+    length = op.Shape(mask, start=1, end=2)
+    num_tokens = op.Squeeze(length) - num_globals
     if num_tokens <= two * b:
         scores = op.MatMul(query * factor, op.Transpose(key, perm=[0, 1, 3, 2])) + bias
-        context = op.MatMul(op.Softmax(scores, axis=-1), value)
+        full_context = op.MatMul(op.Softmax(scores, axis=-1), value)
+        context = op.Reshape(op.Transpose(full_context, perm=[0, 2, 1, 3]), shape)
     else:
         sparse_key, sparse_value, sparse_bias = LSG.SparseTokens(query, key, value, mask, projections)
         first_token = op.Unsqueeze(num_globals, zero)
@@ -69,9 +75,13 @@ def Attention(  # an ONNX operator's name
         global_value = op.Slice(value, zero, first_token, axis)
         global_bias = op.Slice(bias, zero, first_token, last_axis)
         global_scores = op.MatMul(global_query, op.Transpose(key, perm=[0, 1, 3, 2])) + bias
-        contexts = op.SequenceConstruct(op.MatMul(op.Softmax(global_scores, axis=-1), value))
+        global_context = op.MatMul(op.Softmax(global_scores, axis=-1), value)
+        block_rows = op.Unsqueeze(b, zero)
+        no_padding = op.Constant(value_ints=[0, 0, 0, 0, 0, 0])
+
         # Block by block, so that what is computed stays in cache. `Slice` cuts what reaches past the end.
-        for i in range((num_tokens + b - one) / b):
+        @graph()
+        def attend(i: INT64, condition: BOOL):
             start = num_globals + i * b
             query_start = op.Unsqueeze(start, zero)
             query_stop = op.Unsqueeze(start + b, zero)
@@ -106,9 +116,21 @@ def Attention(  # an ONNX operator's name
             )
             block_query = op.Slice(query, query_start, query_stop, axis) * factor
             block_scores = op.MatMul(block_query, op.Transpose(block_key, perm=[0, 1, 3, 2])) + block_bias
-            contexts = op.SequenceInsert(contexts, op.MatMul(op.Softmax(block_scores, axis=-1), block_value))
-        context = op.ConcatFromSequence(contexts, axis=2)
-    return op.Reshape(op.Transpose(context, perm=[0, 2, 1, 3]), op.Constant(value_ints=[0, 0, -1]))
+            block_context = op.MatMul(op.Softmax(block_scores, axis=-1), block_value)
+            # What a loop collects has the same shape each time: the last block is filled up.
+            missing = block_rows - op.Shape(block_query, start=2, end=3)
+            whole_block = op.Pad(block_context, op.Concat(no_padding, missing, zero, axis=0))
+            going_on = op.Identity(condition)
+            return going_on, whole_block
+
+        num_blocks = (num_tokens + b - one) / b
+        contexts = op.Loop(num_blocks, one == one, body=attend)  # blocks n h b d
+        rows = op.Concat(op.Constant(value_ints=[0, -1]), op.Slice(shape, axis, last_axis, zero), axis=0)
+        token_rows = op.Reshape(op.Transpose(contexts, perm=[1, 0, 3, 2, 4]), rows)
+        global_rows = op.Reshape(op.Transpose(global_context, perm=[0, 2, 1, 3]), rows)
+        context = op.Reshape(op.Slice(op.Concat(global_rows, token_rows, axis=1), zero, length, row_axis), shape)
+    # OpenVINO infers no shape of what an `If` gives, and computes on with whatever it takes for one.
+    return op.Reshape(context, shape)
 
 
 class SparseTokens(nn.Module):
@@ -139,9 +161,9 @@ class SparseTokens(nn.Module):
         sparse_key, sparse_value, sparse_mask = inputs.sparse_tokens()
         n, h, m, _ = sparse_key.shape
         sparse_mask = mask.new_ones(n, 1, m) if sparse_mask is None else sparse_mask
-        return sparse_key, sparse_value, additive(sparse_mask).expand(-1, h, -1)[:, :, None]
+        return sparse_key, sparse_value, additive(sparse_mask, key.dtype).expand(-1, h, -1)[:, :, None]
 
 
-def additive(mask):
-    """0 where `mask` (bool) is `True`, minus infinity elsewhere, float32."""
-    return torch.where(mask, 0.0, -torch.inf)
+def additive(mask, dtype):
+    """0 where `mask` (bool) is `True`, minus infinity elsewhere, of `dtype`."""
+    return torch.where(mask, 0.0, -torch.inf).to(dtype)

@@ -45,7 +45,8 @@ def check_onnx_fill_mask(folder, file):
     here = model(**inputs).logits[0, mask_place(tokenizer, inputs.input_ids[0])]
     session = onnxruntime.InferenceSession(Path(folder, "onnx", file), providers=["CPUExecutionProvider"])
     names = [x.name for x in session.get_inputs()]
-    there = torch.from_numpy(session.run(None, {name: inputs[name].numpy() for name in names})[0][0])
+    there = torch.from_numpy(session.run(None, {name: inputs[name].numpy() for name in names})[0])
+    there = there[0] if there.ndim == 2 else there[0, mask_place(tokenizer, inputs.input_ids[0])]
     return compared_words(tokenizer, text, here.softmax(-1), there.softmax(-1), ("by PyTorch", f"by {file}"))
 
 
@@ -56,14 +57,15 @@ class Trials:
     Args:
         model: an LSG model in eval mode and float32.
         tokenizer: its tokenizer.
-        mask_token_id (`int`): of the mask.
+        mask_token_id (`int`): of the mask; where there is none any word's, where a masked LM is asked all the same.
     """
 
     def __init__(self, model, tokenizer, mask_token_id):
         self.architecture = type(model).__name__
         self.share = 0.9 if model.config.sparsity_type in CHOOSING_TYPES else 1.0
-        self.inputs = list(self._inputs(model.config, tokenizer, mask_token_id))
-        self.answers = [self._answers(model, mask_token_id, inputs) for inputs in self.inputs]
+        self.mask_token_id = mask_token_id
+        self.inputs = list(self._inputs(model.config, tokenizer))
+        self.answers = [self._answers(model, inputs) for inputs in self.inputs]
 
     def difference(self, path):
         """
@@ -87,7 +89,7 @@ class Trials:
         """
         cosines = [
             (here * there).sum(-1) / np.linalg.norm(here, axis=-1) / np.linalg.norm(there, axis=-1)
-            for here, there in self._pairs(path)
+            for here, there in self._pairs(path, np.float64)
         ]
         return float(np.mean(np.concatenate([np.atleast_1d(of_text) for of_text in cosines], None)))
 
@@ -96,18 +98,18 @@ class Trials:
         kept = int(self.share * (len(differences) - 1))
         return float(np.partition(differences, kept)[kept] / max(1, np.abs(there).max()))
 
-    def _pairs(self, path):
+    def _pairs(self, path, dtype=np.float32):
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         for inputs, answers in zip(self.inputs, self.answers):
             outputs = session.run(None, {name: x.numpy() for name, x in inputs.items()})
             for output, answer in zip(outputs, answers):
-                yield self._meant(output, inputs), answer
+                yield self._meant(output, inputs).astype(dtype), answer.astype(dtype)
 
-    def _inputs(self, config, tokenizer, mask_token_id):
+    def _inputs(self, config, tokenizer):
         block_size, maximum = config.block_size, config.max_sequence_length
         words = torch.tensor(tokenizer(TEXT, add_special_tokens=False, verbose=False)["input_ids"])
         words = words.repeat(-(-maximum // len(words)))
-        words[::40] = mask_token_id
+        words[::40] = self.mask_token_id
         shapes = [(1, 1), (2, block_size // 2 + 1), (2, 2 * block_size), (4, 2 * block_size + 1)]
         for batch_size, length in [*shapes, (4, 5 * block_size + 3), (1, maximum)]:
             if length > maximum:
@@ -126,12 +128,14 @@ class Trials:
             yield dict(zip(input_names(config, tokenizer), inputs))
 
     @torch.no_grad()
-    def _answers(self, model, mask_token_id, inputs):
+    def _answers(self, model, inputs):
         if self.architecture == "LSGXLMRobertaForMaskedLM":
             features = model.roberta(**inputs).last_hidden_state
-            return [model.lm_head(features[inputs["input_ids"] == mask_token_id]).numpy()]
+            return [model.lm_head(features[inputs["input_ids"] == self.mask_token_id]).numpy()]
         outputs = model(**inputs)
         return [self._meant(outputs[name].numpy(), inputs) for name in OUTPUTS[self.architecture]]
 
     def _meant(self, output, inputs):
+        if self.architecture == "LSGXLMRobertaForMaskedLM":  # of all tokens or of the masks
+            return output[inputs["input_ids"].numpy() == self.mask_token_id] if output.ndim == 3 else output
         return output[inputs["attention_mask"].numpy() != 0] if self.architecture in PER_TOKEN else output

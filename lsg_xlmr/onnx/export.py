@@ -16,9 +16,12 @@ from ..conversion.model_card import with_onnx_section
 from ..conversion.new_folder import ONNX_FILES, new_folder
 
 
-FILE, INT8_FILE = "model.onnx", "model_qint8.onnx"  # as sentence-transformers names them
+# As optimum and transformers.js name them, and what takes a file's name, as sentence-transformers does, finds them too.
+FILE, INT8_FILE, FLOAT16_FILE = "model.onnx", "model_quantized.onnx", "model_fp16.onnx"
+FILES = {"float32": FILE, "int8": INT8_FILE, "float16": FLOAT16_FILE}
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET, MIN_OPSET = 20, 18
+FLOAT16_OPSET = 22  # ONNX Runtime before 1.21, which does not open it, gives wrong numbers in float16
 MAX_DIFFERENCE = 1e-4
 MAX_BYTES = 2**31 - 2**24  # of weights in a protobuf file, which leaves room for the graph
 
@@ -30,28 +33,34 @@ class OnnxReport:
 
     Args:
         difference (`float`): the greatest between the answers of `model.onnx` and the model's.
-        int8_cosine (`float`, *optional*): the mean between the answers of `model_qint8.onnx` and the model's.
+        int8_cosine (`float`, *optional*): the mean between the answers of `model_quantized.onnx` and the model's.
+        float16_cosine (`float`, *optional*): the same of `model_fp16.onnx`.
     """
 
     difference: float
     int8_cosine: float | None = None
+    float16_cosine: float | None = None
 
 
-def export_onnx(folder, int8=False, overwrite=False, opset_version=OPSET):
+def export_onnx(folder, int8=False, overwrite=False, opset_version=OPSET, *, float16=False, logits="masks"):
     """
     Write `onnx/model.onnx` into the folder of an LSG checkpoint. Its inputs are `input_ids`, `attention_mask` and, for
     a tokenizer such as BERT's, `token_type_ids`, each `(batch, length)` int64, of any size up to the model's length
     and padded anyhow, its outputs named as the model's. It opens in ONNX Runtime without torch, transformers and
-    `trust_remote_code`. The `logits` of a masked LM are those of the masks, in the order in which they stand in the
-    batch: `(masks, vocab_size)`.
+    `trust_remote_code`, and in OpenVINO and transformers.js. The `logits` of a masked LM are those of the masks, in the
+    order in which they stand in the batch: `(masks, vocab_size)`.
 
     The answers are held against PyTorch's before anything is there; the folder's README.md tells of the files.
 
     Args:
         folder (`str` or `Path`): an LSG checkpoint, as `lsg-convert` or `save_pretrained` writes it.
-        int8 (`bool`, defaults to `False`): write `onnx/model_qint8.onnx` too, whose weights have 8 bits.
+        int8 (`bool`, defaults to `False`): write `onnx/model_quantized.onnx` too, whose weights have 8 bits.
         overwrite (`bool`, defaults to `False`): replace `onnx/` if it is there.
         opset_version (`int`, defaults to 20): version of ONNX's operators; 20 takes ONNX Runtime 1.17 or newer.
+        float16 (`bool`, defaults to `False`): write `onnx/model_fp16.onnx` too, which computes in float16, for GPUs.
+            Its answers are float32. It takes ONNX Runtime 1.21 or newer.
+        logits (`str`, defaults to `"masks"`): `"all"` for the logits of a masked LM at every position, `(batch, length,
+            vocab_size)`, as pipelines that know nothing of LSG expect them.
 
     Returns:
         [`OnnxReport`].
@@ -59,7 +68,7 @@ def export_onnx(folder, int8=False, overwrite=False, opset_version=OPSET):
     Raises:
         ImportError: onnx, onnxscript or onnxruntime is not installed.
         ValueError: the folder is no LSG checkpoint or that of a decoder, `onnx/` is there already, `opset_version` is
-            too old, or the file does not give the model's answers.
+            too old, `logits` does not go with the model's class, or the file does not give the model's answers.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -67,7 +76,7 @@ def export_onnx(folder, int8=False, overwrite=False, opset_version=OPSET):
     if not Source(folder).is_lsg:
         raise ValueError(f"{str(folder)!r} is a checkpoint without LSG attention: convert it first, by lsg-convert.")
     with new_folder(folder / "onnx", overwrite, replaceable=ONNX_FILES) as new:
-        report = write_onnx(folder, new, int8, opset_version)
+        report = write_onnx(folder, new, int8, opset_version, float16, logits)
     card, new_card = folder / "README.md", folder / ".README.md.new"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     new_card.write_text(with_onnx_section(text, report), encoding="utf-8")
@@ -89,7 +98,7 @@ def require_onnx():
         )
 
 
-def write_onnx(folder, target, int8=False, opset_version=OPSET):
+def write_onnx(folder, target, int8=False, opset_version=OPSET, float16=False, logits="masks"):
     """
     The files that [`export_onnx`] describes, of the checkpoint in `folder`, into the folder `target`, which exists.
 
@@ -105,8 +114,8 @@ def write_onnx(folder, target, int8=False, opset_version=OPSET):
     from .graph import input_names, onnx_model
 
     model, tokenizer = _load(folder), AutoTokenizer.from_pretrained(folder)
-    mask_token_id, inputs = _mask_token_id(model, tokenizer), input_names(model.config, tokenizer)
-    trials = Trials(model, tokenizer, mask_token_id)
+    mask_token_id, inputs = _mask_token_id(model, tokenizer, logits), input_names(model.config, tokenizer)
+    trials = Trials(model, tokenizer, tokenizer.mask_token_id or 0)
     has_own_file = save(onnx_model(model, mask_token_id, opset_version, inputs), target / FILE)
     del model
     difference = trials.difference(target / FILE)
@@ -115,20 +124,35 @@ def write_onnx(folder, target, int8=False, opset_version=OPSET):
             f"The answers of the ONNX file differ from the model's by {difference:.1e} of the greatest, more than "
             f"{MAX_DIFFERENCE:.0e}: it is not written."
         )
-    if not int8:
-        return OnnxReport(difference)
-    quantize(target, has_own_file)
-    return OnnxReport(difference, trials.cosine(target / INT8_FILE))
+    int8_cosine = float16_cosine = None
+    if int8:
+        quantize(target, has_own_file)
+        int8_cosine = trials.cosine(target / INT8_FILE)
+    if float16:
+        opset_version = max(opset_version, FLOAT16_OPSET)
+        save(onnx_model(_load(folder).half(), mask_token_id, opset_version, inputs), target / FLOAT16_FILE)
+        float16_cosine = trials.cosine(target / FLOAT16_FILE)
+    return OnnxReport(difference, int8_cosine, float16_cosine)
 
 
-def _mask_token_id(model, tokenizer):
-    """Of a head that fills no masks any word's id: it is asked about like the others."""
-    if tokenizer.mask_token_id is None and type(model).__name__ == "LSGXLMRobertaForMaskedLM":
+def _mask_token_id(model, tokenizer, logits):
+    """Where a masked LM's graph answers; `None` for everywhere, as those of other heads do."""
+    is_masked_lm = type(model).__name__ == "LSGXLMRobertaForMaskedLM"
+    if logits not in ("masks", "all"):
+        raise ValueError(f"logits must be 'masks' or 'all', got {logits!r}.")
+    if logits == "all" and not is_masked_lm:
+        raise ValueError(
+            f"logits='all' is for a masked LM, and this is a {type(model).__name__}, whose answers are whole anyway: "
+            "leave it out."
+        )
+    if logits == "all" or not is_masked_lm:
+        return None
+    if tokenizer.mask_token_id is None:
         raise ValueError(
             "The ONNX file of a masked LM answers where the masks are, and the tokenizer has no mask_token: name it "
-            "in tokenizer_config.json."
+            "in tokenizer_config.json, or ask for the logits of all tokens (--logits all)."
         )
-    return tokenizer.mask_token_id or 0
+    return tokenizer.mask_token_id
 
 
 def _load(folder):
@@ -158,12 +182,13 @@ def save(graph, path):
 
 def quantize(target, has_own_file):
     """
-    Quantize the weights of `model.onnx` in the folder `target` to 8 bits, to `model_qint8.onnx`. Activations are
+    Quantize the weights of `model.onnx` in the folder `target` to 8 bits, to `model_quantized.onnx`. Activations are
     quantized when it runs. Seven of the eight bits are used, or CPUs without VNNI instructions would overflow.
 
     Args:
         has_own_file (`bool`): what [`save`] returned.
     """
+    import onnx_ir
     from onnxruntime.quantization import quantize_dynamic
 
     logging.disable(logging.WARNING)  # it advises a pass that has nothing to do here
@@ -177,3 +202,7 @@ def quantize(target, has_own_file):
         )
     finally:
         logging.disable(logging.NOTSET)
+    # It puts nodes at the end that others, before them, take from.
+    graph = onnx_ir.load(target / INT8_FILE)
+    graph.graph.sort()
+    onnx_ir.save(graph, target / INT8_FILE)

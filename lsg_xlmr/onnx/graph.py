@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 import onnx_ir as ir
 import torch
+from onnx import OperatorSetIdProto
+from onnx.helper import find_min_ir_version_for
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, InlinePass, NameFixPass
 from onnxscript.optimizer import optimize
 from torch import nn
@@ -50,15 +52,16 @@ def input_names(config, tokenizer):
 def onnx_model(model, mask_token_id, opset_version, inputs=("input_ids", "attention_mask")):
     """
     Args:
-        model: an LSG model in eval mode and float32. Its encoder is replaced: it is of no use afterwards.
-        mask_token_id (`int`): a masked LM gives the logits of these tokens only, `(masks, vocab_size)`; others need
-            none.
+        model: an LSG model in eval mode, in float32 or float16, in which the graph computes. Its encoder is replaced:
+            it is of no use afterwards.
+        mask_token_id (`int`, *optional*): a masked LM gives the logits of these tokens only, `(masks, vocab_size)`;
+            of all, where it is `None`.
         opset_version (`int`): version of ONNX's operators, 18 or higher.
         inputs (`tuple[str, ...]`): see [`input_names`].
 
     Returns:
         `onnx_ir.Model`: from its inputs, `(batch, length)` int64 each (`(batch, choices, length)` for multiple
-        choice), of any size, to the [`OUTPUTS`] of the model's class.
+        choice), of any size, to the [`OUTPUTS`] of the model's class, in float32.
     """
     config, architecture = model.config, type(model).__name__
     sizes = {"batch": 2, "choices": 2, "length": 3}
@@ -80,6 +83,7 @@ def onnx_model(model, mask_token_id, opset_version, inputs=("input_ids", "attent
         )
         _inline(graph, model, opset_version)
     _name_nodes(graph, config)
+    graph.ir_version = find_min_ir_version_for([OperatorSetIdProto(domain="", version=opset_version)])
     NameFixPass()(graph)
     ClearMetadataAndDocStringPass()(graph)  # where in the code each node comes from
     return graph
@@ -100,9 +104,11 @@ class _TracedModel(nn.Module):
         inputs = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
         if architecture == "LSGXLMRobertaForMaskedLM":
             features = self.model.roberta(input_ids, **inputs).last_hidden_state
-            return self.model.lm_head(features[input_ids == self.mask_token_id])
+            if self.mask_token_id is not None:
+                features = features[input_ids == self.mask_token_id]
+            return self.model.lm_head(features).float()
         outputs = self.model(input_ids, **inputs)
-        return tuple(outputs[name] for name in OUTPUTS[architecture])
+        return tuple(outputs[name].float() for name in OUTPUTS[architecture])
 
 
 class _Encoder(nn.Module):
@@ -122,7 +128,7 @@ class _Encoder(nn.Module):
         length = mask.shape[1]
         if self._sees_padding():
             hidden_states, mask = self._padded(hidden_states, mask)
-        bias = additive(mask)[:, None, None].expand(-1, self.config.num_attention_heads, -1, -1)
+        bias = additive(mask, hidden_states.dtype)[:, None, None].expand(-1, self.config.num_attention_heads, -1, -1)
         for layer in self.layer:
             hidden_states = XLMRobertaLayer.forward(layer, hidden_states, mask, bias=bias)
         global_states, hidden_states = hidden_states[:, :length].tensor_split([num_global_tokens], 1)
@@ -153,7 +159,8 @@ class _Attention(nn.Module):
         super().__init__()
         self.attention = attention
         projections = attention.lsh_projections(attention.query.weight.device)
-        self.register_buffer("projections", torch.zeros(0) if projections is None else torch.cat(projections, -1))
+        projections = torch.zeros(0) if projections is None else torch.cat(projections, -1)
+        self.register_buffer("projections", projections.to(attention.query.weight.dtype))
 
     def forward(self, hidden_states, attention_mask, bias, **kwargs):
         attention, config = self.attention, self.attention.config
@@ -164,7 +171,7 @@ class _Attention(nn.Module):
         )
         context = torch.onnx.ops.symbolic(
             "lsg::Attention",
-            (query, key, value, attention_mask, bias, self.projections),
+            (query, key, value, attention_mask, bias, self.projections, hidden_states),
             {
                 "block_size": config.block_size,
                 "sparse_block_size": config.sparse_block_size,
@@ -209,7 +216,8 @@ def _sparse_tokens(model, opset_version):
     module = SparseTokens(config)
     head_dim = config.hidden_size // config.num_attention_heads
     length = config.num_global_tokens + 3 * config.block_size + 1
-    states = [torch.randn(2, config.num_attention_heads, length, head_dim) for _ in range(3)]
+    shape = 2, config.num_attention_heads, length, head_dim
+    states = [torch.randn(shape, dtype=model.dtype) for _ in range(3)]
     dims = {0: Dim("batch"), 2: Dim("positions", min=config.num_global_tokens + 1)}
     projections = model.base_model.encoder.layer[0].attention.self.projections
     inputs = (*states, torch.ones(2, length, dtype=torch.bool), projections)

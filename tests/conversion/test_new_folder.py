@@ -118,7 +118,7 @@ def test_a_checkpoint_of_any_kind_is_replaced(place):
         *("pytorch_model.bin", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "README.md"),
         *("training_args.bin", ".gitattributes", "special_tokens_map.json", "modules.json", "1_Pooling/config.json"),
         *("onnx/model.onnx", "onnx/model.onnx_data", "__pycache__/configuration_lsg.cpython-310.pyc"),
-        *("onnx/model_qint8.onnx", "onnx/model_qint8.onnx.data", "onnx/model_O4.onnx", "onnx/ort_config.json"),
+        *("onnx/model_quantized.onnx", "onnx/model_quantized.onnx.data", "onnx/model_O4.onnx", "onnx/ort_config.json"),
         *(".onnx-01234567/lock", ".onnx-01234567/new/model.onnx", ".onnx-01234567/new/model-inferred.onnx"),
         *(".README.md.new", "LICENSE", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"),
     ):

@@ -141,10 +141,10 @@ def test_int8_answers_are_near(masked_lm):
     mask = AutoTokenizer.from_pretrained(masked_lm).mask_token_id
     input_ids = np.tile([0, 9, 8, 7, mask], (2, 12))
     inputs = {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}
-    exact, near = (open_file(masked_lm, file).run(None, inputs)[0] for file in ("model.onnx", "model_qint8.onnx"))
+    exact, near = (open_file(masked_lm, file).run(None, inputs)[0] for file in ("model.onnx", "model_quantized.onnx"))
     cosine = (exact * near).sum(-1) / np.linalg.norm(exact, axis=-1) / np.linalg.norm(near, axis=-1)
     assert cosine.min() > 0.98 and not np.array_equal(exact, near)
-    weights = onnx.load(masked_lm / "onnx" / "model_qint8.onnx").graph.initializer
+    weights = onnx.load(masked_lm / "onnx" / "model_quantized.onnx").graph.initializer
     assert sum(weight.data_type == onnx.TensorProto.INT8 and len(weight.dims) == 2 for weight in weights) > 12
 
 
@@ -158,7 +158,7 @@ def test_int8_answers_are_near(masked_lm):
         (9, (), "attention_mask"),
     ],
 )
-@pytest.mark.parametrize("file", ["model.onnx", "model_qint8.onnx"])
+@pytest.mark.parametrize("file", ["model.onnx", "model_quantized.onnx"])
 def test_what_onnxruntime_says_of_wrong_inputs_names_the_rule(masked_lm, file, length, mask_shape, message):
     inputs = {"input_ids": np.full((2, length), 7), "attention_mask": np.ones(mask_shape or (2, length), np.int64)}
     if mask_shape == ():
@@ -192,7 +192,7 @@ def test_files_are_replaced_only_when_told(copy):
         export_onnx(copy)
     export_onnx(copy, overwrite=True, int8=True)
     card = (copy / "README.md").read_text()
-    assert card.count("## ONNX") == 1 and "model_qint8.onnx" in card
+    assert card.count("## ONNX") == 1 and "model_quantized.onnx" in card
 
 
 @pytest.mark.onnx
@@ -200,7 +200,7 @@ def test_large_weights_go_to_a_file_of_their_own(copy, monkeypatch):
     monkeypatch.setattr(export, "MAX_BYTES", 0)
     export_onnx(copy, int8=True, opset_version=18)
     files = {path.name for path in (copy / "onnx").iterdir()}
-    assert files >= {"model.onnx", "model.onnx_data", "model_qint8.onnx"}
+    assert files >= {"model.onnx", "model.onnx_data", "model_quantized.onnx"}
     assert onnx.load(copy / "onnx" / "model.onnx", load_external_data=False).opset_import[0].version == 18
     assert_same_answers(copy)
 
@@ -245,7 +245,7 @@ def test_the_command_converts_and_exports(tmp_path, monkeypatch, capsys):
     options = ["--model_name", "out", "--max_sequence_length", "600", "--model_kwargs", str(BLOCKS)]
     assert cli.main(["--initial_model", str(SOURCE), *options, "--onnx", "int8", "--run_test"]) == 0
     out = capsys.readouterr().out
-    assert "by model.onnx" in out and "by model_qint8.onnx" in out and "cosine to float32" in out
+    assert "by model.onnx" in out and "by model_quantized.onnx" in out and "cosine to float32" in out
     card = Path("out/README.md").read_text()
     assert "## Usage" in card and "The cosine of its answers to the float32 model's is 0.9" in card
     answers = open_file(Path("out")).get_outputs()
@@ -281,7 +281,7 @@ def test_the_command_exports_what_is_there(copy, capsys):
     "argv, message",
     [
         (["--model_name", "out"], "required: --initial_model"),
-        (["--model_name", "out", "--onnx", "int4"], "neither float32 nor int8"),
+        (["--model_name", "out", "--onnx", "int4"], "none of float32, int8 and float16"),
         (
             ["--model_name", "out", "--onnx", "--max_sequence_length", "9"],
             "--max_sequence_length does not go with --onnx",
