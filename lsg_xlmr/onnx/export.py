@@ -16,7 +16,7 @@ from ..conversion.model_card import with_onnx_section
 from ..conversion.new_folder import ONNX_FILES, new_folder
 
 
-# As optimum and transformers.js name them, and what takes a file's name, as sentence-transformers does, finds them too.
+# As optimum and transformers.js name them; sentence-transformers and fastembed take a file's name.
 FILE, INT8_FILE, FLOAT16_FILE = "model.onnx", "model_quantized.onnx", "model_fp16.onnx"
 FILES = {"float32": FILE, "int8": INT8_FILE, "float16": FLOAT16_FILE}
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -47,8 +47,8 @@ def export_onnx(folder, int8=False, overwrite=False, opset_version=OPSET, *, flo
     Write `onnx/model.onnx` into the folder of an LSG checkpoint. Its inputs are `input_ids`, `attention_mask` and, for
     a tokenizer such as BERT's, `token_type_ids`, each `(batch, length)` int64, of any size up to the model's length
     and padded anyhow, its outputs named as the model's. It opens in ONNX Runtime without torch, transformers and
-    `trust_remote_code`, and in OpenVINO and transformers.js. The `logits` of a masked LM are those of the masks, in the
-    order in which they stand in the batch: `(masks, vocab_size)`.
+    `trust_remote_code`, and in OpenVINO and transformers.js. The `logits` of a masked LM are those of the masks, in
+    the order in which they stand in the batch: `(masks, vocab_size)`.
 
     The answers are held against PyTorch's before anything is there; the folder's README.md tells of the files.
 
@@ -59,8 +59,8 @@ def export_onnx(folder, int8=False, overwrite=False, opset_version=OPSET, *, flo
         opset_version (`int`, defaults to 20): version of ONNX's operators; 20 takes ONNX Runtime 1.17 or newer.
         float16 (`bool`, defaults to `False`): write `onnx/model_fp16.onnx` too, which computes in float16, for GPUs.
             Its answers are float32. It takes ONNX Runtime 1.21 or newer.
-        logits (`str`, defaults to `"masks"`): `"all"` for the logits of a masked LM at every position, `(batch, length,
-            vocab_size)`, as pipelines that know nothing of LSG expect them.
+        logits (`str`, defaults to `"masks"`): `"all"` for the logits of a masked LM at every position, `(batch,
+            length, vocab_size)`, as pipelines that know nothing of LSG expect them.
 
     Returns:
         [`OnnxReport`].
