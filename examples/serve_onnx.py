@@ -31,7 +31,9 @@ inputs = {
     "token_type_ids": np.array([text.type_ids for text in batch]),  # of a checkpoint that was BERT
 }
 outputs = session.run(None, {x.name: inputs[x.name] for x in session.get_inputs()})[0]
-if session.get_outputs()[0].name == "logits":  # (masks, vocab_size)
+if session.get_outputs()[0].name == "logits":
+    if outputs.ndim == 3:  # (batch, length, vocab_size), of a file made with --logits all
+        outputs = outputs[inputs["input_ids"] == tokenizer.token_to_id(settings["mask_token"])]
     print(*(tokenizer.decode([word]) for word in outputs.argmax(-1)))
 else:  # last_hidden_state, (batch, length, hidden_size)
     attention_mask = inputs["attention_mask"][..., None]

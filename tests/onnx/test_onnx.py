@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from repository import DATA, ROOT, TINY
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from lsg_xlmr import LSGConverter, cli, export_onnx
+from lsg_xlmr.arguments import parse_arguments
 from lsg_xlmr.conversion import ARCHITECTURES
 from lsg_xlmr.onnx import export
 
@@ -36,13 +38,13 @@ PER_TOKEN = ("Model", "CausalLM", "QuestionAnswering", "TokenClassification")
 def checkpoint(tmp_path_factory):
     """A function that makes the folder of an LSG checkpoint for 70 tokens with ONNX files in it."""
 
-    def make(architecture="LSGXLMRobertaModel", int8=False, **fields):
+    def make(architecture="LSGXLMRobertaModel", options=MappingProxyType({}), **fields):
         folder = tmp_path_factory.mktemp("checkpoint")
         converter = LSGConverter(max_sequence_length=MAX_LENGTH)
         model, tokenizer = converter.convert_from_pretrained(SOURCE, architecture, **{**BLOCKS, **fields})
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        export_onnx(folder, int8=int8)
+        export_onnx(folder, **options)
         return folder
 
     return make
@@ -50,7 +52,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def masked_lm(checkpoint):
-    return checkpoint("LSGXLMRobertaForMaskedLM", int8=True)
+    return checkpoint("LSGXLMRobertaForMaskedLM", {"int8": True, "float16": True})
 
 
 @pytest.fixture
@@ -93,10 +95,10 @@ def assert_same_answers(folder):
         answers = session.run(None, {name: x.numpy() for name, x in inputs.items()})
         for name, answer in zip(names, map(torch.from_numpy, answers)):
             there, seen = expected[name], inputs["attention_mask"] != 0
-            if architecture.endswith("MaskedLM"):
+            if architecture.endswith("MaskedLM") and answer.ndim == 2:
                 masks = inputs["input_ids"] == mask_token_id
                 there, answer = there[masks & seen], answer[seen[masks]]
-            elif architecture.endswith(PER_TOKEN):
+            elif architecture.endswith(("MaskedLM", *PER_TOKEN)):
                 there, answer = there[seen], answer[seen]
             torch.testing.assert_close(answer, there, atol=1e-4, rtol=0)
 
@@ -137,6 +139,48 @@ def test_a_masked_lm_gives_the_logits_of_the_masks(masked_lm):
     np.testing.assert_allclose(logits[2:], alone, atol=1e-5)
 
 
+@pytest.mark.onnx
+@pytest.mark.parametrize("has_mask", [True, False])
+def test_a_masked_lm_gives_all_logits_where_asked_for(checkpoint, tmp_path, has_mask):
+    folder = checkpoint("LSGXLMRobertaForMaskedLM")
+    if not has_mask:
+        without_mask(folder)
+    export_onnx(folder, overwrite=True, logits="all")
+    assert_same_answers(folder)
+
+
+def test_all_logits_are_of_a_masked_lm(copy):
+    with_field(copy, architectures=["LSGXLMRobertaForTokenClassification"])
+    with pytest.raises(
+        ValueError, match="'all' is for a masked LM, and this is a LSGXLMRobertaForTokenClassification"
+    ):
+        export_onnx(copy, logits="all")
+    with pytest.raises(ValueError, match="logits must be 'masks' or 'all', got 'none'"):
+        export_onnx(copy, logits="none")
+    assert not (copy / "onnx").exists()
+
+
+def test_float16_answers_are_near(masked_lm):
+    mask = AutoTokenizer.from_pretrained(masked_lm).mask_token_id
+    input_ids = np.tile([0, 9, 8, 7, mask], (2, 12))
+    inputs = {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}
+    exact, near = (open_file(masked_lm, file).run(None, inputs)[0] for file in ("model.onnx", "model_fp16.onnx"))
+    assert near.dtype == np.float32 and not np.array_equal(exact, near)
+    cosine = (exact * near).sum(-1) / np.linalg.norm(exact, axis=-1) / np.linalg.norm(near, axis=-1)
+    assert cosine.min() > 0.9999
+    weights = onnx.load(masked_lm / "onnx" / "model_fp16.onnx").graph.initializer
+    assert sum(weight.data_type == onnx.TensorProto.FLOAT16 and len(weight.dims) == 2 for weight in weights) > 12
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "model_quantized.onnx", "model_fp16.onnx"])
+def test_a_file_is_as_the_standard_has_it(masked_lm, file):
+    model = onnx.load(masked_lm / "onnx" / file)
+    onnx.checker.check_model(model)
+    (opset,) = model.opset_import
+    assert opset.version == (22 if file == "model_fp16.onnx" else 20)
+    assert model.ir_version == onnx.helper.find_min_ir_version_for([opset])
+
+
 def test_int8_answers_are_near(masked_lm):
     mask = AutoTokenizer.from_pretrained(masked_lm).mask_token_id
     input_ids = np.tile([0, 9, 8, 7, mask], (2, 12))
@@ -158,7 +202,7 @@ def test_int8_answers_are_near(masked_lm):
         (9, (), "attention_mask"),
     ],
 )
-@pytest.mark.parametrize("file", ["model.onnx", "model_quantized.onnx"])
+@pytest.mark.parametrize("file", ["model.onnx", "model_quantized.onnx", "model_fp16.onnx"])
 def test_what_onnxruntime_says_of_wrong_inputs_names_the_rule(masked_lm, file, length, mask_shape, message):
     inputs = {"input_ids": np.full((2, length), 7), "attention_mask": np.ones(mask_shape or (2, length), np.int64)}
     if mask_shape == ():
@@ -243,11 +287,13 @@ def test_a_missing_package_gives_the_line_that_installs_it(copy, monkeypatch, ca
 def test_the_command_converts_and_exports(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     options = ["--model_name", "out", "--max_sequence_length", "600", "--model_kwargs", str(BLOCKS)]
-    assert cli.main(["--initial_model", str(SOURCE), *options, "--onnx", "int8", "--run_test"]) == 0
+    assert cli.main(["--initial_model", str(SOURCE), *options, "--onnx", "int8", "float16", "--run_test"]) == 0
     out = capsys.readouterr().out
-    assert "by model.onnx" in out and "by model_quantized.onnx" in out and "cosine to float32" in out
+    assert "by model.onnx" in out and "by model_quantized.onnx" in out and "by model_fp16.onnx" in out
+    assert "8-bit weights; cosine to float32 0.9" in out and "in float16; cosine to float32" in out
     card = Path("out/README.md").read_text()
     assert "## Usage" in card and "The cosine of its answers to the float32 model's is 0.9" in card
+    assert "model_fp16.onnx" in card
     answers = open_file(Path("out")).get_outputs()
     assert [answer.name for answer in answers] == ["logits"]
 
@@ -267,6 +313,18 @@ def test_a_tokenizer_without_a_mask(tmp_path, monkeypatch, capsys):
     assert_same_answers(tmp_path / "out")
 
 
+def test_a_file_of_options_may_list_the_types(tmp_path):
+    path = tmp_path / "options.json"
+    for given, expected in (
+        (["int8", "float16"], ["float32", "int8", "float16"]),
+        (True, ["float32"] * 2),
+        (False, None),
+    ):
+        path.write_text(json.dumps({"initial_model": "in", "model_name": "out", "onnx": given}))
+        options = parse_arguments([str(path)])
+        assert options.onnx == expected
+
+
 @pytest.mark.onnx
 def test_the_command_exports_what_is_there(copy, capsys):
     weights = (copy / "model.safetensors").read_bytes()
@@ -281,6 +339,11 @@ def test_the_command_exports_what_is_there(copy, capsys):
     "argv, message",
     [
         (["--model_name", "out"], "required: --initial_model"),
+        (
+            ["--model_name", "out", "--initial_model", "in", "--logits", "all"],
+            "--logits is of ONNX files: it needs --onnx",
+        ),
+        (["--model_name", "out", "--onnx", "int8", "--logits", "some"], "invalid choice: 'some'"),
         (["--model_name", "out", "--onnx", "int4"], "none of float32, int8 and float16"),
         (
             ["--model_name", "out", "--onnx", "--max_sequence_length", "9"],
