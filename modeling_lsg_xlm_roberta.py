@@ -6,32 +6,32 @@ XLM-RoBERTa with LSG attention, in one file.
  line  section                         what it is
   120  attention/pattern               The LSG pattern, and what every implementation of it is given
   269  attention/causal_pattern        The causal LSG pattern, and what its implementations are given
-  338  attention/sparsity              The sparse tokens of LSG attention, made in six ways
-  508  attention/encoder_attention     LSG attention of an encoder
-  543  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
-  576  attention/eager                 LSG attention by its definition
-  612  attention/full                  Attention of the queries that see every key
-  638  attention/windowed              LSG attention by `scaled_dot_product_attention`
-  685  attention/flex                  LSG attention by torch's FlexAttention
-  750  attention/blocks                Which products LSG attention consists of, block by block
-  871  attention/blockwise             LSG attention one block of queries at a time, with its backward
- 1099  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
- 1216  cpu/plain                       Which modules may be called in pieces and on other threads
- 1267  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
- 1421  cpu/dropout                     Dropout on CPU that spends one random byte an element
- 1477  cpu/memory                      Memory on CPU that is used again
- 1495  model/checks                    What the inputs of a model must be, said before torch fails within
- 1619  model/cache                     What causal LSG attention keeps of the tokens before
- 1729  model/mask                      From a user's `attention_mask` to the mask of all keys
- 1771  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
- 1867  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 2134  model/labels                    What the labels of each head must be
- 2250  model/losses                    Losses of a batch that comes in parts
- 2304  model/frozen_head               An LM head as it was at one moment, to be used at a later one
- 2389  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
- 2609  model/trained_rows              An embedding of which the first rows alone are trained
- 2643  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 2997  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+  340  attention/sparsity              The sparse tokens of LSG attention, made in six ways
+  510  attention/encoder_attention     LSG attention of an encoder
+  545  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
+  608  attention/eager                 LSG attention by its definition
+  644  attention/full                  Attention of the queries that see every key
+  670  attention/windowed              LSG attention by `scaled_dot_product_attention`
+  717  attention/flex                  LSG attention by torch's FlexAttention
+  782  attention/blocks                Which products LSG attention consists of, block by block
+  903  attention/blockwise             LSG attention one block of queries at a time, with its backward
+ 1131  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
+ 1248  cpu/plain                       Which modules may be called in pieces and on other threads
+ 1299  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
+ 1453  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 1509  cpu/memory                      Memory on CPU that is used again
+ 1527  model/checks                    What the inputs of a model must be, said before torch fails within
+ 1651  model/cache                     What causal LSG attention keeps of the tokens before
+ 1761  model/mask                      From a user's `attention_mask` to the mask of all keys
+ 1803  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
+ 1899  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 2166  model/labels                    What the labels of each head must be
+ 2282  model/losses                    Losses of a batch that comes in parts
+ 2336  model/frozen_head               An LM head as it was at one moment, to be used at a later one
+ 2421  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
+ 2641  model/trained_rows              An embedding of which the first rows alone are trained
+ 2675  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 3029  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
@@ -314,6 +314,8 @@ class CausalInputs(AttentionInputs):
 
     def _made_sparse(self):
         """The sparse tokens, those of the past first."""
+        if self.past is not None and not self.num_condensed:
+            return self.past
         made = self.sparse_tokens()
         if self.past is None:
             return made
@@ -564,6 +566,8 @@ def causal_attention(inputs, implementation):
         # Of missing tokens nobody could say what they weigh.
         weights = apply_dropout(dense_weights(inputs), inputs.dropout)
         return (weights @ inputs.with_sparse(inputs.value, inputs.sparse[1])).transpose(1, 2), None
+    if inputs.query.shape[2] == 1 and not is_tracing(inputs.query):
+        return _last_token_attention(inputs), None
     if runs_in_pieces(inputs.query):
         keep_freed_memory()
         return blockwise_attention(inputs), None
@@ -571,6 +575,34 @@ def causal_attention(inputs, implementation):
         return windowed_attention(inputs), None
     keys, values = (inputs.with_sparse(*x) for x in zip((inputs.key, inputs.value), inputs.sparse))
     return product(inputs.query, keys, values, inputs.visible(), inputs).transpose(1, 2), None
+
+
+def _last_token_attention(inputs):
+    """
+    The context `n 1 h d` of the last token alone, after a cache: what it sees are slices of what is there, most often
+    all of it.
+    """
+    num_global_tokens, block_size = inputs.num_global_tokens, inputs.config.block_size
+    sparse_key, sparse_value, sparse_mask = inputs.sparse
+    before = (inputs.num_tokens - 1) // block_size - 1  # the block before its own
+    end = max(inputs.num_past_sparse + before * inputs.step, 0)
+    sparse = slice(max(end - inputs.config.sparse_block_size, 0), end)
+    near = num_global_tokens + max(before, 0) * block_size
+
+    def seen(x, sparse_x):
+        parts = [x] if near == num_global_tokens else [x[:, :, :num_global_tokens], x[:, :, near:]]
+        parts += [sparse_x[:, :, sparse]] if sparse.start < sparse.stop else []
+        return torch.cat(parts, 2) if len(parts) > 1 else x
+
+    mask = None
+    if inputs.mask is not None or sparse_mask is not None:
+        n, h, m, _ = sparse_key.shape
+        ones = [sparse_key.new_ones(n, 1, length, dtype=torch.bool) for length in (inputs.key.shape[2], m)]
+        of_keys = ones[0] if inputs.mask is None else inputs.mask[:, None]
+        of_sparse = ones[1] if sparse_mask is None else sparse_mask
+        mask = seen(*(x.expand(-1, h, -1) for x in (of_keys, of_sparse)))[:, :, None]
+    keys, values = seen(inputs.key, sparse_key), seen(inputs.value, sparse_value)
+    return product(inputs.query, keys, values, mask, inputs).transpose(1, 2)
 
 
 # ==== attention/eager ================================================================================================

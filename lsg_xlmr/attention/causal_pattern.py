@@ -54,6 +54,8 @@ class CausalInputs(AttentionInputs):
 
     def _made_sparse(self):
         """The sparse tokens, those of the past first."""
+        if self.past is not None and not self.num_condensed:
+            return self.past
         made = self.sparse_tokens()
         if self.past is None:
             return made
