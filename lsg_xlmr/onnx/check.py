@@ -99,7 +99,9 @@ class Trials:
         return float(np.partition(differences, kept)[kept] / max(1, np.abs(there).max()))
 
     def _pairs(self, path, dtype=np.float32):
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.enable_cpu_mem_arena = False  # which would keep all logits of 4,096 tokens twice
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         for inputs, answers in zip(self.inputs, self.answers):
             outputs = session.run(None, {name: x.numpy() for name, x in inputs.items()})
             for output, answer in zip(outputs, answers):
