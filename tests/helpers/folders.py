@@ -77,4 +77,4 @@ def without_mask(folder):
     special |= {"cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "pad_token": "<pad>"}
     write(folder, "tokenizer_config.json", {**special, "tokenizer_class": "PreTrainedTokenizerFast"})
     for name in ("special_tokens_map.json", "sentencepiece.bpe.model"):
-        Path(folder, name).unlink()
+        Path(folder, name).unlink(missing_ok=True)
