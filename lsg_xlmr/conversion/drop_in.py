@@ -18,6 +18,7 @@ from pathlib import Path
 SOURCES = {
     "configuration_lsg.py": ("configuration_lsg.py",),
     "modeling_lsg_xlm_roberta.py": (
+        "attention/lengths.py",
         "attention/pattern.py",
         "attention/causal_pattern.py",
         "attention/sparsity.py",
