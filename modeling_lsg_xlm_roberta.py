@@ -52,6 +52,14 @@ from threading import RLock
 from types import SimpleNamespace
 from typing import NamedTuple
 
+from .configuration_lsg import (
+    MAX_GLOBAL_TOKENS,
+    LSGConfig,
+    LSGEncoderDecoderConfig,
+    LSGXLMRobertaConfig,
+    is_lsg_config,
+)
+
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -109,14 +117,6 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import (
 )
 from transformers.utils import can_return_tuple, logging
 from transformers.utils.import_utils import is_tracing
-
-from .configuration_lsg import (
-    MAX_GLOBAL_TOKENS,
-    LSGConfig,
-    LSGEncoderDecoderConfig,
-    LSGXLMRobertaConfig,
-    is_lsg_config,
-)
 
 
 # ==== attention/lengths ==============================================================================================
