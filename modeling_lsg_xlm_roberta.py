@@ -19,20 +19,20 @@ XLM-RoBERTa with LSG attention, in one file.
  1175  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
  1288  cpu/plain                       Which modules may be called in pieces and on other threads
  1339  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
- 1493  cpu/dropout                     Dropout on CPU that spends one random byte an element
- 1549  cpu/memory                      Memory on CPU that is used again
- 1567  model/checks                    What the inputs of a model must be, said before torch fails within
- 1691  model/cache                     What causal LSG attention keeps of the tokens before
- 1801  model/mask                      From a user's `attention_mask` to the mask of all keys
- 1836  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
- 1933  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 2209  model/labels                    What the labels of each head must be
- 2325  model/losses                    Losses of a batch that comes in parts
- 2379  model/frozen_head               An LM head as it was at one moment, to be used at a later one
- 2464  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
- 2684  model/trained_rows              An embedding of which the first rows alone are trained
- 2718  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 3072  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+ 1509  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 1565  cpu/memory                      Memory on CPU that is used again
+ 1583  model/checks                    What the inputs of a model must be, said before torch fails within
+ 1707  model/cache                     What causal LSG attention keeps of the tokens before
+ 1817  model/mask                      From a user's `attention_mask` to the mask of all keys
+ 1852  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
+ 1949  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 2225  model/labels                    What the labels of each head must be
+ 2341  model/losses                    Losses of a batch that comes in parts
+ 2395  model/frozen_head               An LM head as it was at one moment, to be used at a later one
+ 2480  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
+ 2700  model/trained_rows              An embedding of which the first rows alone are trained
+ 2734  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 3088  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
@@ -1376,7 +1376,7 @@ def run_on_own_threads(function, *args, **kwargs):
     """
     `function(*args, **kwargs)` without gradients, on a thread of ours whose torch operations are not cut into parts.
     [`run_in_parallel`] within it has as many threads as torch would use here. Where the caller is interrupted the work
-    ends with the pieces that have begun.
+    ends with the pieces that have begun. Where there are no such threads it is done on the caller's, by torch's.
     """
     pool, inference_mode = _thread_pool(torch.get_num_threads()), torch.is_inference_mode_enabled()
     interrupted, work = threading.Event(), []
@@ -1386,8 +1386,12 @@ def run_on_own_threads(function, *args, **kwargs):
         return _without_gradients(inference_mode, function, args, kwargs)
 
     try:
-        work.append(pool.submit(copy_context().run, run))
-        return work[0].result()
+        if pool is not None:
+            try:
+                work.append(pool.submit(copy_context().run, run))
+            except RuntimeError:  # the interpreter is at its end, and takes no more
+                pass
+        return work[0].result() if work else function(*args, **kwargs)
     except BaseException:
         interrupted.set()
         wait(work)
@@ -1464,7 +1468,10 @@ _own = threading.local()  # set in threads of ours: their pool, its size, and wh
 
 @lru_cache
 def _thread_pool(num_threads):
-    """`num_threads` threads on which torch's operations are not cut into parts."""
+    """
+    `num_threads` threads on which torch's operations are not cut into parts; `None` where a thread would be a part of
+    the caller's, as gevent and eventlet have it, or can begin no more.
+    """
     all_started = threading.Barrier(num_threads)
 
     def start():
@@ -1473,10 +1480,20 @@ def _thread_pool(num_threads):
         _own.pool, _own.num_threads = pool, num_threads
 
     pool = ThreadPoolExecutor(num_threads, "lsg", start)
+
+    def own_id(_):
+        all_started.wait()
+        return threading.get_native_id()
+
     try:
-        list(pool.map(lambda _: all_started.wait(), range(num_threads)))
+        ids = set(pool.map(own_id, range(num_threads)))
+    except RuntimeError:
+        return None
     finally:
         torch.set_num_threads(num_threads)  # `start` has changed the default of threads to come, too
+    if threading.get_native_id() in ids:
+        pool.shutdown(wait=False)
+        return None
     return pool
 
 
