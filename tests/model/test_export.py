@@ -4,13 +4,19 @@ they give the model's own answers at all lengths, or are an error.
 """
 
 import io
+import os
+import shutil
+import subprocess
+import sys
 import warnings
 
 import pytest
 import torch
 from packaging import version
+from repository import ROOT, TINY
 from torch.export import Dim
 
+from lsg_xlmr.cli import main
 from lsg_xlmr.conversion import ARCHITECTURES
 
 
@@ -283,3 +289,23 @@ def test_onnx_of_one_length_refuses_others(make, dynamo):
         torch.testing.assert_close(graph(*inputs)[seen], model(*inputs)[seen], atol=1e-5, rtol=0)
     with pytest.raises(Exception, match="INVALID_ARGUMENT"):
         graph(*batch(2, 17))
+
+
+@NEEDS_EXPORT
+@pytest.mark.compile
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
+def test_the_example_compiled_ahead_of_time(tmp_path):
+    folder, package = tmp_path / "m", tmp_path / "model.pt2"
+    assert main(["--initial_model", str(TINY), "--model_name", str(folder), "--max_sequence_length", "1024"]) == 0
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, ROOT / "examples" / "aot_inductor.py", folder, package]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("differs by") == 2, done.stderr[-3000:]
+    compiled, model = torch._inductor.aoti_load_package(str(package)), HEADS["Model"].from_pretrained(folder).eval()
+    for length in (1, 9, 128, 256, 257, 384, 1000, 1024):
+        for batch_size in (1, 3):
+            input_ids, attention_mask = batch(batch_size, length)
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+            with torch.no_grad():
+                expected, found = (f(**inputs)[0][attention_mask != 0] for f in (model, compiled))
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
