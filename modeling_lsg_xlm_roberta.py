@@ -19,20 +19,20 @@ XLM-RoBERTa with LSG attention, in one file.
  1175  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
  1288  cpu/plain                       Which modules may be called in pieces and on other threads
  1339  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
- 1509  cpu/dropout                     Dropout on CPU that spends one random byte an element
- 1565  cpu/memory                      Memory on CPU that is used again
- 1583  model/checks                    What the inputs of a model must be, said before torch fails within
- 1707  model/cache                     What causal LSG attention keeps of the tokens before
- 1817  model/mask                      From a user's `attention_mask` to the mask of all keys
- 1852  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
- 1949  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 2225  model/labels                    What the labels of each head must be
- 2341  model/losses                    Losses of a batch that comes in parts
- 2395  model/frozen_head               An LM head as it was at one moment, to be used at a later one
- 2480  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
- 2700  model/trained_rows              An embedding of which the first rows alone are trained
- 2734  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 3088  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+ 1510  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 1566  cpu/memory                      Memory on CPU that is used again
+ 1584  model/checks                    What the inputs of a model must be, said before torch fails within
+ 1708  model/cache                     What causal LSG attention keeps of the tokens before
+ 1818  model/mask                      From a user's `attention_mask` to the mask of all keys
+ 1853  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
+ 1950  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 2226  model/labels                    What the labels of each head must be
+ 2342  model/losses                    Losses of a batch that comes in parts
+ 2396  model/frozen_head               An LM head as it was at one moment, to be used at a later one
+ 2481  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
+ 2701  model/trained_rows              An embedding of which the first rows alone are trained
+ 2735  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 3089  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
