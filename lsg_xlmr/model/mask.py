@@ -24,8 +24,8 @@ def key_mask(attention_mask, batch_size, length, padding, config, device, num_pr
     Raises:
         TypeError, ValueError: see [`check_mask`].
     """
-    is_whole = not (is_open(length) or padding or config.mask_first_token)
-    if attention_mask is None and is_whole:
+    # Asked last whether there is padding: compiled, that ties a graph to the answer.
+    if attention_mask is None and not config.mask_first_token and not is_open(length) and not padding:
         return None
     if attention_mask is None:
         mask = torch.ones(batch_size, length, dtype=torch.bool, device=device)
