@@ -4,13 +4,34 @@
 
 import inspect
 import math
+import re
 import shutil
 from pathlib import Path
 
+import transformers
 from transformers import EncoderDecoderConfig, XLMRobertaConfig
 from transformers.activations import ACT2FN
-from transformers.utils import cached_file, logging
+from transformers.utils import cached_file, get_torch_version, logging
 
+
+def require(name, version, oldest):
+    """
+    Args:
+        name (`str`): of a package.
+        version (`str`): which of it is there; what holds no numbers is none.
+        oldest (`str`): version that will do, two numbers.
+
+    Raises:
+        ImportError: it is too old.
+    """
+    found, needed = (re.findall(r"\d+", x)[:2] for x in (version, oldest))
+    if found and [*map(int, found)] < [*map(int, needed)]:
+        raise ImportError(f"LSG models need {name} {oldest} or newer, and this is {version}: pip install -U {name}")
+
+
+# Here, where all code of it begins: what comes after would fail for lack of some part.
+require("transformers", transformers.__version__, "5.0")
+require("torch", get_torch_version(), "2.6")
 
 logger = logging.get_logger(__name__)
 

@@ -4,34 +4,35 @@
 XLM-RoBERTa with LSG attention, in one file.
 
  line  section                         what it is
-  120  attention/pattern               The LSG pattern, and what every implementation of it is given
-  269  attention/causal_pattern        The causal LSG pattern, and what its implementations are given
-  340  attention/sparsity              The sparse tokens of LSG attention, made in six ways
-  510  attention/encoder_attention     LSG attention of an encoder
-  545  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
-  608  attention/eager                 LSG attention by its definition
-  644  attention/full                  Attention of the queries that see every key
-  670  attention/windowed              LSG attention by `scaled_dot_product_attention`
-  717  attention/flex                  LSG attention by torch's FlexAttention
-  782  attention/blocks                Which products LSG attention consists of, block by block
-  903  attention/blockwise             LSG attention one block of queries at a time, with its backward
- 1131  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
- 1248  cpu/plain                       Which modules may be called in pieces and on other threads
- 1299  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
- 1453  cpu/dropout                     Dropout on CPU that spends one random byte an element
- 1509  cpu/memory                      Memory on CPU that is used again
- 1527  model/checks                    What the inputs of a model must be, said before torch fails within
- 1651  model/cache                     What causal LSG attention keeps of the tokens before
- 1761  model/mask                      From a user's `attention_mask` to the mask of all keys
- 1803  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
- 1899  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 2166  model/labels                    What the labels of each head must be
- 2282  model/losses                    Losses of a batch that comes in parts
- 2336  model/frozen_head               An LM head as it was at one moment, to be used at a later one
- 2421  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
- 2641  model/trained_rows              An embedding of which the first rows alone are trained
- 2675  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 3029  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+  122  attention/lengths               What depends on an input's length
+  169  attention/pattern               The LSG pattern, and what every implementation of it is given
+  319  attention/causal_pattern        The causal LSG pattern, and what its implementations are given
+  392  attention/sparsity              The sparse tokens of LSG attention, made in six ways
+  572  attention/encoder_attention     LSG attention of an encoder
+  607  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
+  670  attention/eager                 LSG attention by its definition
+  710  attention/full                  Attention of the queries that see every key
+  736  attention/windowed              LSG attention by `scaled_dot_product_attention`
+  793  attention/flex                  LSG attention by torch's FlexAttention
+  858  attention/blocks                Which products LSG attention consists of, block by block
+  979  attention/blockwise             LSG attention one block of queries at a time, with its backward
+ 1207  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
+ 1320  cpu/plain                       Which modules may be called in pieces and on other threads
+ 1371  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
+ 1542  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 1598  cpu/memory                      Memory on CPU that is used again
+ 1616  model/checks                    What the inputs of a model must be, said before torch fails within
+ 1740  model/cache                     What causal LSG attention keeps of the tokens before
+ 1850  model/mask                      From a user's `attention_mask` to the mask of all keys
+ 1885  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
+ 1982  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 2258  model/labels                    What the labels of each head must be
+ 2374  model/losses                    Losses of a batch that comes in parts
+ 2428  model/frozen_head               An LM head as it was at one moment, to be used at a later one
+ 2513  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
+ 2733  model/trained_rows              An embedding of which the first rows alone are trained
+ 2767  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 3121  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
@@ -51,8 +52,17 @@ from threading import RLock
 from types import SimpleNamespace
 from typing import NamedTuple
 
+from .configuration_lsg import (
+    MAX_GLOBAL_TOKENS,
+    LSGConfig,
+    LSGEncoderDecoderConfig,
+    LSGXLMRobertaConfig,
+    is_lsg_config,
+)
+
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention as torch_flex_attention
 from torch.nn.functional import dropout as apply_dropout, pad, scaled_dot_product_attention
 from torch.nn.modules.module import _has_any_global_hook
@@ -108,13 +118,52 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import (
 from transformers.utils import can_return_tuple, logging
 from transformers.utils.import_utils import is_tracing
 
-from .configuration_lsg import (
-    MAX_GLOBAL_TOKENS,
-    LSGConfig,
-    LSGEncoderDecoderConfig,
-    LSGXLMRobertaConfig,
-    is_lsg_config,
-)
+
+# ==== attention/lengths ==============================================================================================
+# What depends on an input's length. A graph that `torch.export` or `torch.jit.trace` makes is run with other lengths
+# than that it was made with, and nothing asks again: so in it nothing may depend on this one. All windows at once give
+# short inputs the numbers of full attention, and so there every length takes them.
+
+
+def is_exporting():
+    """Whether `torch.export` makes a graph, which is to run where no code of ours is."""
+    return getattr(torch.compiler, "is_exporting", lambda: False)()  # since torch 2.7
+
+
+def is_old_onnx_export():
+    """Whether `torch.onnx.export(..., dynamo=False)` makes a graph, from a trace."""
+    return torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()
+
+
+def is_open(num_tokens):
+    """Whether a graph is being made that is to hold for other numbers of tokens than `num_tokens` too."""
+    return type(num_tokens) is not int or is_exporting()
+
+
+def is_short(num_tokens, config):
+    """
+    Whether there are no more than two blocks of tokens, of which every query sees every key. Of an open length it is
+    said only where no longer one can come.
+    """
+    short = num_tokens <= 2 * config.block_size
+    if not is_open(num_tokens):
+        return short
+    return not torch.jit.is_tracing() and statically_known_true(short)
+
+
+def count_padding(num_tokens, config):
+    """
+    How many positions `num_tokens` are filled up by, to whole blocks: none where they are short, nor in a decoder. Of
+    an open length decoders are filled up too, and all to two blocks at least: symbolic shapes would tie a graph to
+    there being one, or more.
+    """
+    open_length, b = is_open(num_tokens), config.block_size
+    if is_short(num_tokens, config) or (config.is_decoder and not open_length):
+        return 0
+    num_blocks = (num_tokens + b - 1) // b  # ONNX files divide towards 0
+    if open_length and not torch.jit.is_tracing():
+        num_blocks = torch.sym_max(num_blocks, 2)
+    return num_blocks * b - num_tokens
 
 
 # ==== attention/pattern ==============================================================================================
@@ -205,7 +254,7 @@ class AttentionInputs:
     @property
     def is_full(self):
         """Whether the input is so short that every query sees every key."""
-        return self.num_tokens <= 2 * self.config.block_size
+        return is_short(self.num_tokens, self.config)
 
     @property
     def num_condensed(self):
@@ -239,8 +288,8 @@ class AttentionInputs:
 
     def with_sparse(self, x, sparse):
         """`x` (`n h T e`) and `sparse` (`n h m e`) in the order of [`is_visible`]: `n h t+m+G e`."""
-        global_part, tokens = x.tensor_split([self.num_global_tokens], dim=2)
-        return torch.cat([tokens, sparse, global_part], 2)
+        num_global_tokens = self.num_global_tokens
+        return torch.cat([x[:, :, num_global_tokens:], sparse, x[:, :, :num_global_tokens]], 2)
 
     def key_mask(self):
         """Which keys in the order of [`is_visible`] may be seen at all, `n h|1 t+m+G`."""
@@ -263,7 +312,8 @@ class AttentionInputs:
     def _pattern(self, q, k, m):
         t, config = self.num_tokens, self.config
         of_token = is_visible(q, k, t, m, config.block_size, config.sparse_block_size)
-        return torch.where(q < 0, (k < t) | (k >= t + m), of_token)
+        of_global = (k < t) | (k >= t + m)
+        return ((q < 0) & of_global) | ((q >= 0) & of_token)
 
 
 # ==== attention/causal_pattern =======================================================================================
@@ -310,6 +360,8 @@ class CausalInputs(AttentionInputs):
     @property
     def num_condensed(self):
         """How many of the tokens no query after these sees: they live on in the sparse ones."""
+        if is_open(self.num_tokens):  # then whole blocks, and there is no harm in more
+            return self.num_tokens
         return max(self.num_tokens // self.config.block_size - 1, 0) * self.config.block_size
 
     def _made_sparse(self):
@@ -447,6 +499,11 @@ def sparse_tokens(key, value, mask, first_query, projections, config):
     """The sparse tokens of `config.sparsity_type`; arguments and result as described at the top of the file."""
     if config.sparsity_factor == 1:
         return key, value, None if mask is None else mask[:, None]
+    if is_old_onnx_export() and config.sparsity_type in ("bos_pooling", "lsh"):
+        raise ValueError(
+            f"With sparsity_type={config.sparsity_type!r} torch.onnx.export(..., dynamo=False) writes other numbers "
+            "than the model's: take dynamo=True, or `lsg-convert --model_name FOLDER --onnx`."
+        )
     return SPARSITY_FUNCTIONS[config.sparsity_type](key, value, mask, first_query, projections, config)
 
 
@@ -463,9 +520,14 @@ def lsh_projections(seed, layer_idx, num_heads, head_dim, cluster_counts, device
 
 @lru_cache(maxsize=128)
 def _draw_projections(seed, layer_idx, num_heads, head_dim, cluster_counts, device):
-    generator = torch.Generator().manual_seed(seed + layer_idx)
-    shapes = [(num_heads, head_dim, (count + 1) // 2) for count in cluster_counts]
-    return [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+    def draw():
+        generator = torch.Generator().manual_seed(seed + layer_idx)
+        shapes = [(num_heads, head_dim, (count + 1) // 2) for count in cluster_counts]
+        return [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+
+    # On a thread of its own: what records or fakes operations on this one would leave no numbers in the cache.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(draw).result()
 
 
 def lsh_cluster_counts(config):
@@ -624,9 +686,13 @@ def eager_attention(inputs):
         spread = inputs.sparse_tokens(identity)[1]  # n h m c
         weights = weights + pad(to_sparse @ spread, (0, t - c))
     weights, value = apply_dropout(torch.cat([to_globals, weights], -1), inputs.dropout), inputs.value
+    num_kept = t - inputs.num_padding
+    if is_open(t):
+        of_tokens = weights[:, :, inputs.num_global_queries :, num_global_tokens:]
+        return (weights @ value).transpose(1, 2), of_tokens[:, :, :num_kept, :num_kept]
     # The weights handed out are those the context is made of, so that gradients reach them.
-    rows = [inputs.num_global_queries, weights.shape[2] - inputs.num_padding]
-    ends = [num_global_tokens, value.shape[2] - inputs.num_padding]
+    rows = [inputs.num_global_queries, inputs.num_global_queries + num_kept]
+    ends = [num_global_tokens, num_global_tokens + num_kept]
     of_globals, of_tokens, of_padding = weights.tensor_split(rows, 2)
     parts = of_tokens.tensor_split(ends, 3)
     context = sum(part @ values for part, values in zip(parts, value.tensor_split(ends, 2)))
@@ -700,18 +766,28 @@ def _windows(x, inputs):
     b, s, t, step = inputs.config.block_size, inputs.config.sparse_block_size, inputs.num_tokens, inputs.step
     tokens, sparse, global_part = x.split((t, x.shape[2] - t - inputs.num_global_tokens, inputs.num_global_tokens), 2)
     blocks, ahead = _num_blocks(inputs), inputs.num_blocks_ahead
-    near = pad(tokens, (0, 0, b, (blocks + ahead) * b - t)).unfold(2, (2 + ahead) * b, b)
-    parts = [global_part[:, :, None].expand(-1, -1, blocks, -1, -1), near.transpose(3, 4)]
-    if sparse.shape[2]:
+    near = pad(tokens, (0, 0, b, (blocks + ahead) * b - t))
+    parts = [global_part[:, :, None].expand(-1, -1, blocks, -1, -1), _slices(near, (2 + ahead) * b, b)]
+    if inputs.config.has_sparse_tokens:
         sides = [pad(sparse, (0, 0, step + s, 0))]
         if ahead:
             sides.append(pad(sparse, (0, 0, 0, 2 * step + s))[:, :, 2 * step :])
-        parts += [side.unfold(2, s, step)[:, :, :blocks].transpose(3, 4) for side in sides]
+        parts += [_slices(side, s, step)[:, :, :blocks] for side in sides]
     return torch.cat(parts, 3).flatten(1, 2)
 
 
 def _num_blocks(inputs):
-    return -(-inputs.num_tokens // inputs.config.block_size)
+    return (inputs.num_tokens + inputs.config.block_size - 1) // inputs.config.block_size
+
+
+def _slices(x, size, step):
+    """Slices of `x` (`n h t e`) of `size` positions, `step` apart: `n h slices size e`."""
+    if not is_old_onnx_export():  # which cannot write `unfold` for all lengths
+        return x.unfold(2, size, step).transpose(3, 4)
+    starts = torch.arange(0, x.shape[2] - size + 1, step, device=x.device)
+    return x.index_select(2, (starts[:, None] + torch.arange(size, device=x.device)).flatten()).unflatten(
+        2, (-1, size)
+    )
 
 
 # ==== attention/flex =================================================================================================
@@ -1150,7 +1226,7 @@ NAMESPACE = _free_namespace()
 def is_compiled(x):
     """Whether `x` (`torch.Tensor`) is traced by `torch.compile` for a device that works in pieces."""
     # An exported graph is to run where these operators are not known.
-    return torch.compiler.is_dynamo_compiling() and not _is_exporting() and x.device.type in PIECEWISE_DEVICES
+    return torch.compiler.is_dynamo_compiling() and not is_exporting() and x.device.type in PIECEWISE_DEVICES
 
 
 def compiled_attention(inputs):
@@ -1239,10 +1315,6 @@ def _seeded(seed):
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(seed))
         yield
-
-
-def _is_exporting():
-    return getattr(torch.compiler, "is_exporting", lambda: False)()  # since torch 2.7
 
 
 # ==== cpu/plain ======================================================================================================
@@ -1336,7 +1408,7 @@ def run_on_own_threads(function, *args, **kwargs):
     """
     `function(*args, **kwargs)` without gradients, on a thread of ours whose torch operations are not cut into parts.
     [`run_in_parallel`] within it has as many threads as torch would use here. Where the caller is interrupted the work
-    ends with the pieces that have begun.
+    ends with the pieces that have begun. Where there are no such threads it is done on the caller's, by torch's.
     """
     pool, inference_mode = _thread_pool(torch.get_num_threads()), torch.is_inference_mode_enabled()
     interrupted, work = threading.Event(), []
@@ -1346,8 +1418,12 @@ def run_on_own_threads(function, *args, **kwargs):
         return _without_gradients(inference_mode, function, args, kwargs)
 
     try:
-        work.append(pool.submit(copy_context().run, run))
-        return work[0].result()
+        if pool is not None:
+            try:
+                work.append(pool.submit(copy_context().run, run))
+            except RuntimeError:  # the interpreter is at its end, and takes no more
+                pass
+        return work[0].result() if work else function(*args, **kwargs)
     except BaseException:
         interrupted.set()
         wait(work)
@@ -1424,7 +1500,10 @@ _own = threading.local()  # set in threads of ours: their pool, its size, and wh
 
 @lru_cache
 def _thread_pool(num_threads):
-    """`num_threads` threads on which torch's operations are not cut into parts."""
+    """
+    `num_threads` threads on which torch's operations are not cut into parts; `None` where a thread would be a part of
+    the caller's, as gevent and eventlet have it, or can begin no more.
+    """
     all_started = threading.Barrier(num_threads)
 
     def start():
@@ -1433,10 +1512,20 @@ def _thread_pool(num_threads):
         _own.pool, _own.num_threads = pool, num_threads
 
     pool = ThreadPoolExecutor(num_threads, "lsg", start)
+
+    def own_id(_):
+        all_started.wait()
+        return threading.get_native_id()
+
     try:
-        list(pool.map(lambda _: all_started.wait(), range(num_threads)))
+        ids = set(pool.map(own_id, range(num_threads)))
+    except RuntimeError:
+        return None
     finally:
         torch.set_num_threads(num_threads)  # `start` has changed the default of threads to come, too
+    if threading.get_native_id() in ids:
+        pool.shutdown(wait=False)
+        return None
     return pool
 
 
@@ -1777,7 +1866,8 @@ def key_mask(attention_mask, batch_size, length, padding, config, device, num_pr
     Raises:
         TypeError, ValueError: see [`check_mask`].
     """
-    if attention_mask is None and not padding and not config.mask_first_token:
+    # Asked last whether there is padding: compiled, that ties a graph to the answer.
+    if attention_mask is None and not config.mask_first_token and not is_open(length) and not padding:
         return None
     if attention_mask is None:
         mask = torch.ones(batch_size, length, dtype=torch.bool, device=device)
@@ -1785,19 +1875,11 @@ def key_mask(attention_mask, batch_size, length, padding, config, device, num_pr
         check_mask(attention_mask, batch_size, length)
         mask = attention_mask.to(device) != 0
     if config.mask_first_token:
-        prefix, first, others = mask.tensor_split([num_prefix, num_prefix + 1], dim=1)
-        mask = torch.cat([prefix, torch.zeros_like(first), others], dim=1)
+        mask = mask & (torch.arange(length, device=device) != num_prefix)
     # Traced, the graph is to hold for all lengths and masks.
     if not is_tracing(mask) and not padding and mask.all():
         return None
     return pad(pad(mask, (0, padding), value=False), (config.num_global_tokens, 0), value=True)
-
-
-def padded_length(length, config):
-    """`length` tokens in whole blocks; up to two blocks they stay as they are."""
-    if length <= 2 * config.block_size:
-        return length
-    return -(-length // config.block_size) * config.block_size
 
 
 # ==== model/embeddings ===============================================================================================
@@ -1886,7 +1968,8 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
                     "checkpoint to a longer max_sequence_length."
                 )
         block_size = self.config.block_size
-        is_fixed = not self.config.adaptive and not self.config.is_decoder
+        # A graph for other lengths fills up their blocks, rather than take those of this one's kind alone.
+        is_fixed = not self.config.adaptive and not self.config.is_decoder and not is_open(num_tokens)
         if is_fixed and num_tokens > 2 * block_size and num_tokens % block_size:
             shorter = num_tokens // block_size * block_size
             raise ValueError(
@@ -1962,10 +2045,11 @@ class LSGAttention(XLMRobertaSelfAttention):
                 raise ValueError("With a cache there are no attention weights of all tokens: add use_cache=False.")
             context, weights = causal_attention(inputs, implementation)
         else:
-            num_states = key.shape[2]
+            arguments["num_padding"] = num_padding
             if kwargs.get(CACHE) is not None:
+                num_states = key.shape[2]
                 key, value = self._with_prefix(key, value, num_padding, self_attention_cache(kwargs[CACHE]))
-            arguments |= {"num_padding": num_padding, "num_prefix": key.shape[2] - num_states}
+                arguments["num_prefix"] = key.shape[2] - num_states
             inputs = AttentionInputs(query, key, value, attention_mask, **arguments)
             context, weights = lsg_attention(inputs, implementation)
         return context.reshape(hidden_states.shape), weights
@@ -2064,10 +2148,15 @@ class LSGLayer(XLMRobertaLayer):
             the tokens, the globals and the padding, of the same shapes.
         """
         parts = (global_states, hidden_states, padding_states)
-        num_padding = padding_states.shape[1]
-        states = torch.cat(parts, dim=1)
-        states = super().forward(states, attention_mask, encoder_hidden_states, num_padding=num_padding, **kwargs)
-        global_states, hidden_states, padding_states = states.split([part.shape[1] for part in parts], dim=1)
+        states, sizes = torch.cat(parts, dim=1), [part.shape[1] for part in parts]
+        padding = spare = sizes[2]
+        if is_open(sizes[1]):
+            padding = count_padding(sizes[1], self.attention.self.config)
+            states = states[:, : sizes[0] + sizes[1] + padding]
+        states = super().forward(states, attention_mask, encoder_hidden_states, num_padding=padding, **kwargs)
+        if is_open(sizes[1]):
+            states = pad(states, (0, 0, 0, spare - padding))
+        global_states, hidden_states, padding_states = states.split(sizes, dim=1)
         return hidden_states, global_states, padding_states
 
     def feed_forward_chunk(self, attention_output):
@@ -2110,7 +2199,7 @@ class LSGEncoder(XLMRobertaEncoder):
             TypeError, ValueError: `attention_mask` or `encoder_hidden_states` does not fit.
             ValueError: there are no globals.
         """
-        self._check_encoder_hidden_states(encoder_hidden_states, len(hidden_states))
+        self._check_encoder_hidden_states(encoder_hidden_states, hidden_states.shape[0])
         cache = kwargs.get(CACHE)
         is_decoder, block_size = self.config.is_decoder, self.config.block_size
         batch_size, length, hidden_size = hidden_states.shape
@@ -2122,22 +2211,25 @@ class LSGEncoder(XLMRobertaEncoder):
                 "The encoder needs the global tokens' states beside the tokens': call the model, with `inputs_embeds` "
                 "if need be, or give them as `global_states`."
             )
-        padding = 0 if is_decoder else padded_length(length, self.config) - length
+        padding = count_padding(length, self.config)
         attention_mask = key_mask(
             *(attention_mask, batch_size, cache_length + length, padding, self.config, hidden_states.device),
             num_prefix=0 if is_decoder else cache_length,
         )
-        states = hidden_states, global_states, hidden_states.new_zeros(batch_size, padding, hidden_size)
+        # Of an open length as many as there can be: a size that may be 0 or 1 ties a graph to being so or not.
+        num_states = 2 * block_size if is_open(length) else padding
+        states = hidden_states, global_states, hidden_states.new_zeros(batch_size, num_states, hidden_size)
         kwargs["encoder_hidden_states"] = encoder_hidden_states
         is_dense = self.config._attn_implementation == "eager" or kwargs.get("output_attentions")
-        is_blockwise = length > 2 * block_size and not is_dense
+        is_blockwise = not is_short(length, self.config) and not is_dense
         if is_blockwise and has_own_threads(hidden_states) and is_plain(self.layer):
             states = run_on_own_threads(self._run_layers, attention_mask, *states, **kwargs)
         else:
             states = self._run_layers(attention_mask, *states, **kwargs)
         hidden_states, global_states, _ = states
         if self.config.pool_with_global and not is_decoder:
-            hidden_states = torch.cat([global_states[:, :1], hidden_states[:, 1:]], dim=1)
+            is_first = torch.arange(length, device=hidden_states.device)[:, None] == 0
+            hidden_states = torch.where(is_first, global_states[:, :1], hidden_states)
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states, **{CACHE: cache if use_cache else None}
         )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .lengths import is_open
 from .pattern import AttentionInputs
 
 
@@ -50,6 +51,8 @@ class CausalInputs(AttentionInputs):
     @property
     def num_condensed(self):
         """How many of the tokens no query after these sees: they live on in the sparse ones."""
+        if is_open(self.num_tokens):  # then whole blocks, and there is no harm in more
+            return self.num_tokens
         return max(self.num_tokens // self.config.block_size - 1, 0) * self.config.block_size
 
     def _made_sparse(self):

@@ -15,6 +15,7 @@ from ..cpu.dropout import draw_dropout
 from ..cpu.threads import PIECEWISE_DEVICES
 from .blocks import blocks_of_sequences
 from .blockwise import attend, attend_backward
+from .lengths import is_exporting
 from .pattern import AttentionInputs
 
 
@@ -35,7 +36,7 @@ NAMESPACE = _free_namespace()
 def is_compiled(x):
     """Whether `x` (`torch.Tensor`) is traced by `torch.compile` for a device that works in pieces."""
     # An exported graph is to run where these operators are not known.
-    return torch.compiler.is_dynamo_compiling() and not _is_exporting() and x.device.type in PIECEWISE_DEVICES
+    return torch.compiler.is_dynamo_compiling() and not is_exporting() and x.device.type in PIECEWISE_DEVICES
 
 
 def compiled_attention(inputs):
@@ -124,7 +125,3 @@ def _seeded(seed):
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(seed))
         yield
-
-
-def _is_exporting():
-    return getattr(torch.compiler, "is_exporting", lambda: False)()  # since torch 2.7

@@ -4,6 +4,8 @@
 import torch
 from torch.nn.functional import dropout as apply_dropout, pad
 
+from .lengths import is_open
+
 
 def eager_attention(inputs):
     """
@@ -20,9 +22,13 @@ def eager_attention(inputs):
         spread = inputs.sparse_tokens(identity)[1]  # n h m c
         weights = weights + pad(to_sparse @ spread, (0, t - c))
     weights, value = apply_dropout(torch.cat([to_globals, weights], -1), inputs.dropout), inputs.value
+    num_kept = t - inputs.num_padding
+    if is_open(t):
+        of_tokens = weights[:, :, inputs.num_global_queries :, num_global_tokens:]
+        return (weights @ value).transpose(1, 2), of_tokens[:, :, :num_kept, :num_kept]
     # The weights handed out are those the context is made of, so that gradients reach them.
-    rows = [inputs.num_global_queries, weights.shape[2] - inputs.num_padding]
-    ends = [num_global_tokens, value.shape[2] - inputs.num_padding]
+    rows = [inputs.num_global_queries, inputs.num_global_queries + num_kept]
+    ends = [num_global_tokens, num_global_tokens + num_kept]
     of_globals, of_tokens, of_padding = weights.tensor_split(rows, 2)
     parts = of_tokens.tensor_split(ends, 3)
     context = sum(part @ values for part, values in zip(parts, value.tensor_split(ends, 2)))

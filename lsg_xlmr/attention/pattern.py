@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..configuration_lsg import LSGConfig
+from .lengths import is_short
 from .sparsity import sparse_tokens
 
 
@@ -95,7 +96,7 @@ class AttentionInputs:
     @property
     def is_full(self):
         """Whether the input is so short that every query sees every key."""
-        return self.num_tokens <= 2 * self.config.block_size
+        return is_short(self.num_tokens, self.config)
 
     @property
     def num_condensed(self):
@@ -129,8 +130,8 @@ class AttentionInputs:
 
     def with_sparse(self, x, sparse):
         """`x` (`n h T e`) and `sparse` (`n h m e`) in the order of [`is_visible`]: `n h t+m+G e`."""
-        global_part, tokens = x.tensor_split([self.num_global_tokens], dim=2)
-        return torch.cat([tokens, sparse, global_part], 2)
+        num_global_tokens = self.num_global_tokens
+        return torch.cat([x[:, :, num_global_tokens:], sparse, x[:, :, :num_global_tokens]], 2)
 
     def key_mask(self):
         """Which keys in the order of [`is_visible`] may be seen at all, `n h|1 t+m+G`."""
@@ -153,4 +154,5 @@ class AttentionInputs:
     def _pattern(self, q, k, m):
         t, config = self.num_tokens, self.config
         of_token = is_visible(q, k, t, m, config.block_size, config.sparse_block_size)
-        return torch.where(q < 0, (k < t) | (k >= t + m), of_token)
+        of_global = (k < t) | (k >= t + m)
+        return ((q < 0) & of_global) | ((q >= 0) & of_token)

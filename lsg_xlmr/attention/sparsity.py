@@ -18,9 +18,12 @@ Returns:
     gradient; the chosen keys and values do.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import torch
+
+from .lengths import is_old_onnx_export
 
 
 def norm(key, value, mask, first_query, projections, config):
@@ -114,6 +117,11 @@ def sparse_tokens(key, value, mask, first_query, projections, config):
     """The sparse tokens of `config.sparsity_type`; arguments and result as described at the top of the file."""
     if config.sparsity_factor == 1:
         return key, value, None if mask is None else mask[:, None]
+    if is_old_onnx_export() and config.sparsity_type in ("bos_pooling", "lsh"):
+        raise ValueError(
+            f"With sparsity_type={config.sparsity_type!r} torch.onnx.export(..., dynamo=False) writes other numbers "
+            "than the model's: take dynamo=True, or `lsg-convert --model_name FOLDER --onnx`."
+        )
     return SPARSITY_FUNCTIONS[config.sparsity_type](key, value, mask, first_query, projections, config)
 
 
@@ -130,9 +138,14 @@ def lsh_projections(seed, layer_idx, num_heads, head_dim, cluster_counts, device
 
 @lru_cache(maxsize=128)
 def _draw_projections(seed, layer_idx, num_heads, head_dim, cluster_counts, device):
-    generator = torch.Generator().manual_seed(seed + layer_idx)
-    shapes = [(num_heads, head_dim, (count + 1) // 2) for count in cluster_counts]
-    return [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+    def draw():
+        generator = torch.Generator().manual_seed(seed + layer_idx)
+        shapes = [(num_heads, head_dim, (count + 1) // 2) for count in cluster_counts]
+        return [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+
+    # On a thread of its own: what records or fakes operations on this one would leave no numbers in the cache.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(draw).result()
 
 
 def lsh_cluster_counts(config):

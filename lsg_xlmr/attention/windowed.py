@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import pad
 
 from .full import product, with_globals
+from .lengths import is_old_onnx_export
 
 
 def windowed_attention(inputs):
@@ -36,15 +37,25 @@ def _windows(x, inputs):
     b, s, t, step = inputs.config.block_size, inputs.config.sparse_block_size, inputs.num_tokens, inputs.step
     tokens, sparse, global_part = x.split((t, x.shape[2] - t - inputs.num_global_tokens, inputs.num_global_tokens), 2)
     blocks, ahead = _num_blocks(inputs), inputs.num_blocks_ahead
-    near = pad(tokens, (0, 0, b, (blocks + ahead) * b - t)).unfold(2, (2 + ahead) * b, b)
-    parts = [global_part[:, :, None].expand(-1, -1, blocks, -1, -1), near.transpose(3, 4)]
-    if sparse.shape[2]:
+    near = pad(tokens, (0, 0, b, (blocks + ahead) * b - t))
+    parts = [global_part[:, :, None].expand(-1, -1, blocks, -1, -1), _slices(near, (2 + ahead) * b, b)]
+    if inputs.config.has_sparse_tokens:
         sides = [pad(sparse, (0, 0, step + s, 0))]
         if ahead:
             sides.append(pad(sparse, (0, 0, 0, 2 * step + s))[:, :, 2 * step :])
-        parts += [side.unfold(2, s, step)[:, :, :blocks].transpose(3, 4) for side in sides]
+        parts += [_slices(side, s, step)[:, :, :blocks] for side in sides]
     return torch.cat(parts, 3).flatten(1, 2)
 
 
 def _num_blocks(inputs):
-    return -(-inputs.num_tokens // inputs.config.block_size)
+    return (inputs.num_tokens + inputs.config.block_size - 1) // inputs.config.block_size
+
+
+def _slices(x, size, step):
+    """Slices of `x` (`n h t e`) of `size` positions, `step` apart: `n h slices size e`."""
+    if not is_old_onnx_export():  # which cannot write `unfold` for all lengths
+        return x.unfold(2, size, step).transpose(3, 4)
+    starts = torch.arange(0, x.shape[2] - size + 1, step, device=x.device)
+    return x.index_select(2, (starts[:, None] + torch.arange(size, device=x.device)).flatten()).unflatten(
+        2, (-1, size)
+    )

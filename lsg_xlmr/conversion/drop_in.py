@@ -18,6 +18,7 @@ from pathlib import Path
 SOURCES = {
     "configuration_lsg.py": ("configuration_lsg.py",),
     "modeling_lsg_xlm_roberta.py": (
+        "attention/lengths.py",
         "attention/pattern.py",
         "attention/causal_pattern.py",
         "attention/sparsity.py",
@@ -119,7 +120,10 @@ def _module(source, node):
 
 
 def _import_block(imports):
-    """Import statements, standard library first, relative last, one per module."""
+    """
+    Import statements, standard library first, then relative ones, whose file says where a package is too old for the
+    others; one per module.
+    """
     groups = {0: [], 1: [], 2: []}
     for module in sorted({module for module, _, _ in imports}):
         names = sorted(((name, alias) for origin, name, alias in imports if origin == module), key=_import_order)
@@ -139,7 +143,7 @@ def _import_order(name_and_alias):
 
 
 def _group(module):
-    return 2 if module.startswith(".") else 0 if module.split(".")[0] in sys.stdlib_module_names else 1
+    return 1 if module.startswith(".") else 0 if module.split(".")[0] in sys.stdlib_module_names else 2
 
 
 def _from_import(module, names):

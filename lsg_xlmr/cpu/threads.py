@@ -52,7 +52,7 @@ def run_on_own_threads(function, *args, **kwargs):
     """
     `function(*args, **kwargs)` without gradients, on a thread of ours whose torch operations are not cut into parts.
     [`run_in_parallel`] within it has as many threads as torch would use here. Where the caller is interrupted the work
-    ends with the pieces that have begun.
+    ends with the pieces that have begun. Where there are no such threads it is done on the caller's, by torch's.
     """
     pool, inference_mode = _thread_pool(torch.get_num_threads()), torch.is_inference_mode_enabled()
     interrupted, work = threading.Event(), []
@@ -62,8 +62,12 @@ def run_on_own_threads(function, *args, **kwargs):
         return _without_gradients(inference_mode, function, args, kwargs)
 
     try:
-        work.append(pool.submit(copy_context().run, run))
-        return work[0].result()
+        if pool is not None:
+            try:
+                work.append(pool.submit(copy_context().run, run))
+            except RuntimeError:  # the interpreter is at its end, and takes no more
+                pass
+        return work[0].result() if work else function(*args, **kwargs)
     except BaseException:
         interrupted.set()
         wait(work)
@@ -140,7 +144,10 @@ _own = threading.local()  # set in threads of ours: their pool, its size, and wh
 
 @lru_cache
 def _thread_pool(num_threads):
-    """`num_threads` threads on which torch's operations are not cut into parts."""
+    """
+    `num_threads` threads on which torch's operations are not cut into parts; `None` where a thread would be a part of
+    the caller's, as gevent and eventlet have it, or can begin no more.
+    """
     all_started = threading.Barrier(num_threads)
 
     def start():
@@ -149,10 +156,20 @@ def _thread_pool(num_threads):
         _own.pool, _own.num_threads = pool, num_threads
 
     pool = ThreadPoolExecutor(num_threads, "lsg", start)
+
+    def own_id(_):
+        all_started.wait()
+        return threading.get_native_id()
+
     try:
-        list(pool.map(lambda _: all_started.wait(), range(num_threads)))
+        ids = set(pool.map(own_id, range(num_threads)))
+    except RuntimeError:
+        return None
     finally:
         torch.set_num_threads(num_threads)  # `start` has changed the default of threads to come, too
+    if threading.get_native_id() in ids:
+        pool.shutdown(wait=False)
+        return None
     return pool
 
 

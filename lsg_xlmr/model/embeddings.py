@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaEmbeddings
 
+from ..attention.lengths import is_open
 from ..configuration_lsg import MAX_GLOBAL_TOKENS
 from ..cpu.dropout import LSGDropout
 from .cache import CACHE
@@ -93,7 +94,8 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
                     "checkpoint to a longer max_sequence_length."
                 )
         block_size = self.config.block_size
-        is_fixed = not self.config.adaptive and not self.config.is_decoder
+        # A graph for other lengths fills up their blocks, rather than take those of this one's kind alone.
+        is_fixed = not self.config.adaptive and not self.config.is_decoder and not is_open(num_tokens)
         if is_fixed and num_tokens > 2 * block_size and num_tokens % block_size:
             shorter = num_tokens // block_size * block_size
             raise ValueError(

@@ -3,6 +3,7 @@
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.xlm_roberta.modeling_xlm_roberta import (
     XLMRobertaEncoder,
@@ -15,6 +16,7 @@ from transformers.utils import logging
 from ..attention.causal_attention import causal_attention
 from ..attention.causal_pattern import CausalInputs
 from ..attention.encoder_attention import lsg_attention
+from ..attention.lengths import count_padding, is_open, is_short
 from ..attention.pattern import AttentionInputs
 from ..attention.sparsity import lsh_cluster_counts, lsh_projections
 from ..cpu.dropout import LSGDropout
@@ -22,7 +24,7 @@ from ..cpu.plain import is_plain, plain
 from ..cpu.threads import has_own_threads, in_pieces, run_on_own_threads
 from .cache import CACHE, LSGCacheLayer, self_attention_cache
 from .checks import check_states
-from .mask import key_mask, padded_length
+from .mask import key_mask
 
 
 logger = logging.get_logger(__name__)
@@ -87,10 +89,11 @@ class LSGAttention(XLMRobertaSelfAttention):
                 raise ValueError("With a cache there are no attention weights of all tokens: add use_cache=False.")
             context, weights = causal_attention(inputs, implementation)
         else:
-            num_states = key.shape[2]
+            arguments["num_padding"] = num_padding
             if kwargs.get(CACHE) is not None:
+                num_states = key.shape[2]
                 key, value = self._with_prefix(key, value, num_padding, self_attention_cache(kwargs[CACHE]))
-            arguments |= {"num_padding": num_padding, "num_prefix": key.shape[2] - num_states}
+                arguments["num_prefix"] = key.shape[2] - num_states
             inputs = AttentionInputs(query, key, value, attention_mask, **arguments)
             context, weights = lsg_attention(inputs, implementation)
         return context.reshape(hidden_states.shape), weights
@@ -189,10 +192,15 @@ class LSGLayer(XLMRobertaLayer):
             the tokens, the globals and the padding, of the same shapes.
         """
         parts = (global_states, hidden_states, padding_states)
-        num_padding = padding_states.shape[1]
-        states = torch.cat(parts, dim=1)
-        states = super().forward(states, attention_mask, encoder_hidden_states, num_padding=num_padding, **kwargs)
-        global_states, hidden_states, padding_states = states.split([part.shape[1] for part in parts], dim=1)
+        states, sizes = torch.cat(parts, dim=1), [part.shape[1] for part in parts]
+        padding = spare = sizes[2]
+        if is_open(sizes[1]):
+            padding = count_padding(sizes[1], self.attention.self.config)
+            states = states[:, : sizes[0] + sizes[1] + padding]
+        states = super().forward(states, attention_mask, encoder_hidden_states, num_padding=padding, **kwargs)
+        if is_open(sizes[1]):
+            states = pad(states, (0, 0, 0, spare - padding))
+        global_states, hidden_states, padding_states = states.split(sizes, dim=1)
         return hidden_states, global_states, padding_states
 
     def feed_forward_chunk(self, attention_output):
@@ -235,7 +243,7 @@ class LSGEncoder(XLMRobertaEncoder):
             TypeError, ValueError: `attention_mask` or `encoder_hidden_states` does not fit.
             ValueError: there are no globals.
         """
-        self._check_encoder_hidden_states(encoder_hidden_states, len(hidden_states))
+        self._check_encoder_hidden_states(encoder_hidden_states, hidden_states.shape[0])
         cache = kwargs.get(CACHE)
         is_decoder, block_size = self.config.is_decoder, self.config.block_size
         batch_size, length, hidden_size = hidden_states.shape
@@ -247,22 +255,25 @@ class LSGEncoder(XLMRobertaEncoder):
                 "The encoder needs the global tokens' states beside the tokens': call the model, with `inputs_embeds` "
                 "if need be, or give them as `global_states`."
             )
-        padding = 0 if is_decoder else padded_length(length, self.config) - length
+        padding = count_padding(length, self.config)
         attention_mask = key_mask(
             *(attention_mask, batch_size, cache_length + length, padding, self.config, hidden_states.device),
             num_prefix=0 if is_decoder else cache_length,
         )
-        states = hidden_states, global_states, hidden_states.new_zeros(batch_size, padding, hidden_size)
+        # Of an open length as many as there can be: a size that may be 0 or 1 ties a graph to being so or not.
+        num_states = 2 * block_size if is_open(length) else padding
+        states = hidden_states, global_states, hidden_states.new_zeros(batch_size, num_states, hidden_size)
         kwargs["encoder_hidden_states"] = encoder_hidden_states
         is_dense = self.config._attn_implementation == "eager" or kwargs.get("output_attentions")
-        is_blockwise = length > 2 * block_size and not is_dense
+        is_blockwise = not is_short(length, self.config) and not is_dense
         if is_blockwise and has_own_threads(hidden_states) and is_plain(self.layer):
             states = run_on_own_threads(self._run_layers, attention_mask, *states, **kwargs)
         else:
             states = self._run_layers(attention_mask, *states, **kwargs)
         hidden_states, global_states, _ = states
         if self.config.pool_with_global and not is_decoder:
-            hidden_states = torch.cat([global_states[:, :1], hidden_states[:, 1:]], dim=1)
+            is_first = torch.arange(length, device=hidden_states.device)[:, None] == 0
+            hidden_states = torch.where(is_first, global_states[:, :1], hidden_states)
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states, **{CACHE: cache if use_cache else None}
         )

@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import pad
 from transformers.utils.import_utils import is_tracing
 
+from ..attention.lengths import is_open
 from .checks import check_mask
 
 
@@ -23,7 +24,8 @@ def key_mask(attention_mask, batch_size, length, padding, config, device, num_pr
     Raises:
         TypeError, ValueError: see [`check_mask`].
     """
-    if attention_mask is None and not padding and not config.mask_first_token:
+    # Asked last whether there is padding: compiled, that ties a graph to the answer.
+    if attention_mask is None and not config.mask_first_token and not is_open(length) and not padding:
         return None
     if attention_mask is None:
         mask = torch.ones(batch_size, length, dtype=torch.bool, device=device)
@@ -31,16 +33,8 @@ def key_mask(attention_mask, batch_size, length, padding, config, device, num_pr
         check_mask(attention_mask, batch_size, length)
         mask = attention_mask.to(device) != 0
     if config.mask_first_token:
-        prefix, first, others = mask.tensor_split([num_prefix, num_prefix + 1], dim=1)
-        mask = torch.cat([prefix, torch.zeros_like(first), others], dim=1)
+        mask = mask & (torch.arange(length, device=device) != num_prefix)
     # Traced, the graph is to hold for all lengths and masks.
     if not is_tracing(mask) and not padding and mask.all():
         return None
     return pad(pad(mask, (0, padding), value=False), (config.num_global_tokens, 0), value=True)
-
-
-def padded_length(length, config):
-    """`length` tokens in whole blocks; up to two blocks they stay as they are."""
-    if length <= 2 * config.block_size:
-        return length
-    return -(-length // config.block_size) * config.block_size

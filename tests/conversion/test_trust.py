@@ -8,7 +8,7 @@ from repository import ROOT
 
 CODE = ("configuration_lsg.py", "modeling_lsg_xlm_roberta.py")
 IMPORTS = {
-    "configuration_lsg.py": {"inspect", "math", "pathlib", "shutil", "transformers"},
+    "configuration_lsg.py": {"inspect", "math", "pathlib", "re", "shutil", "transformers"},
     "modeling_lsg_xlm_roberta.py": {
         *("collections", "concurrent", "contextlib", "contextvars", "copy", "dataclasses", "functools", "inspect"),
         *("itertools", "math", "os", "pathlib", "re", "threading", "types", "typing"),

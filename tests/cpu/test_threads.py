@@ -246,3 +246,74 @@ def test_whatever_ends_the_waiting_ends_the_work():
     number = len(done)
     time.sleep(0.1)
     assert 0 < number == len(done) < 20_000
+
+
+# A long text beside another greenlet; printed is how many threads of ours there were, and what the other one has done.
+BESIDE_GREENLETS = """
+import sys
+import {package}
+{patch}
+import torch
+from lsg_xlmr import LSGConfig, LSGXLMRobertaModel
+from lsg_xlmr.cpu.threads import num_parallel, run_on_own_threads
+
+torch.set_num_threads(2)
+config = LSGConfig(vocab_size=99, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+                   max_position_embeddings=4098)
+model, ids = LSGXLMRobertaModel(config).eval(), torch.randint(5, 99, (2, 1000))
+expected = model(ids).last_hidden_state.detach()
+found = []
+def answer():
+    with torch.no_grad():
+        found.append(model(ids).last_hidden_state)
+for greenlet in [{package}.spawn(answer) for _ in range(3)]:
+    greenlet.{wait}()
+for one in found:
+    torch.testing.assert_close(one, expected, rtol=0, atol=1e-5)
+print(len(found), torch.no_grad()(run_on_own_threads)(num_parallel), torch.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize(
+    "package, patch, wait",
+    [
+        ("gevent", "from gevent import monkey; monkey.patch_all()", "join"),
+        ("eventlet", "eventlet.monkey_patch()", "wait"),
+    ],
+)
+def test_greenlets_are_no_threads(package, patch, wait):
+    pytest.importorskip(package)
+    code = BESIDE_GREENLETS.format(package=package, patch=patch, wait=wait)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["3", "1", "2"]
+
+
+AT_THE_END = """
+import atexit, sys
+import torch
+from lsg_xlmr import LSGConfig, LSGXLMRobertaModel
+
+torch.set_num_threads(2)
+config = LSGConfig(vocab_size=99, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64,
+                   max_position_embeddings=4098)
+model, ids = LSGXLMRobertaModel(config).eval(), torch.randint(5, 99, (1, 600))
+
+@atexit.register
+@torch.no_grad()
+def last():
+    print(model(ids).last_hidden_state.shape[1])
+
+if sys.argv[1] == "again":
+    torch.no_grad()(last)()
+"""
+
+
+@pytest.mark.parametrize("call, printed", [("first", ["600"]), ("again", ["600", "600"])])
+def test_at_the_interpreters_end_there_are_no_threads(call, printed):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", AT_THE_END, call]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.split() == printed, done.stderr[-2000:]
