@@ -34,10 +34,10 @@ async function embedder({ pipeline }, options) {
       const { tokens, numbers, seconds } = await vector(document);
       rows.push({
         ...(sought && { similarity: numbers.reduce((sum, x, i) => sum + x * sought.numbers[i], 0).toFixed(4) }),
-        document: begin(document.trim()),
+        document: document.trim().slice(0, 100),
         tokens,
         seconds: seconds.toFixed(2),
-        [`vector of ${numbers.length} numbers`]: `${numbers.slice(0, 4).map((x) => x.toFixed(5)).join(', ')}, …`,
+        [`vector of ${numbers.length} numbers`]: numbers.map((x) => x.toFixed(6)).join(', '),
       });
     }
     return rows.sort((one, other) => other.similarity - one.similarity);
@@ -64,14 +64,12 @@ async function maskedLM({ AutoModelForMaskedLM, AutoTokenizer, softmax }, option
       const row = logits.dims.length === 3 ? place : i;
       const chances = softmax(logits.data.slice(row * size, (row + 1) * size));
       const best = Array.from(chances.keys()).sort((one, other) => chances[other] - chances[one]);
-      const words = best.slice(0, 5).map((id) => `${tokenizer.decode([id]).trim()} ${(100 * chances[id]).toFixed(1)} %`);
+      const words = best.slice(0, 3).map((id) => `${tokenizer.decode([id]).trim()} ${(100 * chances[id]).toFixed(1)} %`);
       return { 'mask at token': place, words: words.join(', '), 'tokens of the text': tokens, seconds };
     });
   }
   return { run, mask: tokenizer.mask_token };
 }
-
-const begin = (text) => (text.length > 60 ? `${text.slice(0, 60)} …` : text);
 
 /** Counted before it is run, because transformers.js would cut the text without a word. */
 function countTokens(tokenizer, text) {
