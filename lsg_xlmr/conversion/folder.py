@@ -28,6 +28,7 @@ def save_checkpoint(model, tokenizer, folder, source):
     _read_back(model, folder)
     tokenizer.save_pretrained(folder)
     _name_class_for_all(folder / "tokenizer_config.json")
+    _write_special_tokens_map(tokenizer, folder / "special_tokens_map.json")
     carry(source, folder, tokenizer.model_max_length)
 
 
@@ -37,6 +38,18 @@ def _name_class_for_all(path):
     if settings.get("tokenizer_class") == "TokenizersBackend":
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_special_tokens_map(tokenizer, path):
+    """As transformers 4 wrote it: fastembed up to 0.8.0 opens no folder without. The source's own replaces it."""
+    fields = ("content", "lstrip", "normalized", "rstrip", "single_word")
+    tokens = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
+    settings = {
+        name: {field: getattr(tokens[token], field) for field in fields}
+        for name, token in tokenizer.special_tokens_map.items()
+        if isinstance(token, str) and token in tokens  # not the lists of further ones
+    }
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def folder_size(folder):
