@@ -13,27 +13,27 @@ XLM-RoBERTa with LSG attention, in one file.
   646  attention/full                  Attention of the queries that see every key
   672  attention/windowed              LSG attention by `scaled_dot_product_attention`
   719  attention/flex                  LSG attention by torch's FlexAttention
-  835  attention/packed                A batch laid out as one sequence, of one of a few lengths
-  921  attention/block_mask            FlexAttention's block mask of the LSG pattern, by arithmetic
- 1038  attention/blocks                Which products LSG attention consists of, block by block
- 1159  attention/blockwise             LSG attention one block of queries at a time, with its backward
- 1387  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
- 1504  cpu/plain                       Which modules may be called in pieces and on other threads
- 1555  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
- 1709  cpu/dropout                     Dropout on CPU that spends one random byte an element
- 1765  cpu/memory                      Memory on CPU that is used again
- 1783  model/checks                    What the inputs of a model must be, said before torch fails within
- 1907  model/cache                     What causal LSG attention keeps of the tokens before
- 2017  model/mask                      From a user's `attention_mask` to the mask of all keys
- 2059  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
- 2155  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 2422  model/labels                    What the labels of each head must be
- 2538  model/losses                    Losses of a batch that comes in parts
- 2592  model/frozen_head               An LM head as it was at one moment, to be used at a later one
- 2677  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
- 2897  model/trained_rows              An embedding of which the first rows alone are trained
- 2931  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 3285  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+  841  attention/packed                A batch laid out as one sequence, of one of a few lengths
+  929  attention/block_mask            FlexAttention's block mask of the LSG pattern, by arithmetic
+ 1046  attention/blocks                Which products LSG attention consists of, block by block
+ 1167  attention/blockwise             LSG attention one block of queries at a time, with its backward
+ 1395  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
+ 1512  cpu/plain                       Which modules may be called in pieces and on other threads
+ 1563  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
+ 1717  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 1773  cpu/memory                      Memory on CPU that is used again
+ 1791  model/checks                    What the inputs of a model must be, said before torch fails within
+ 1915  model/cache                     What causal LSG attention keeps of the tokens before
+ 2025  model/mask                      From a user's `attention_mask` to the mask of all keys
+ 2067  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
+ 2163  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 2432  model/labels                    What the labels of each head must be
+ 2548  model/losses                    Losses of a batch that comes in parts
+ 2602  model/frozen_head               An LM head as it was at one moment, to be used at a later one
+ 2687  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
+ 2907  model/trained_rows              An embedding of which the first rows alone are trained
+ 2941  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 3295  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
@@ -730,13 +730,18 @@ MIN_FLEX_HEAD_DIM = 16
 _numbers = count()
 
 
+def has_flex_attention(x):
+    """Whether there are kernels for `x` (`torch.Tensor`) where it is."""
+    return x.device.type in FLEX_DEVICES
+
+
 def flex_attention_fits(inputs):
     """
     Whether FlexAttention has a fused kernel for `inputs`: on CUDA, without dropout, for heads of at least 16, and not
     within a graph that is traced or compiled, where sizes may be symbols.
     """
     query = inputs.query
-    if query.device.type not in FLEX_DEVICES or query.shape[-1] < MIN_FLEX_HEAD_DIM or is_tracing(query):
+    if not has_flex_attention(query) or query.shape[-1] < MIN_FLEX_HEAD_DIM or is_tracing(query):
         return False
     if inputs.dropout > 0:
         _warn_of_windows(inputs)
@@ -788,7 +793,8 @@ def _mask_mod(packing, may_be_seen):
 def compiled_flex_attention(query, key, value, block_mask, scale):
     """
     torch's FlexAttention, compiled for the sizes of what it is given: one graph for each of them and dtype, forward
-    and backward, however many there are. On CPU only without gradients.
+    and backward, however many there are. On CPU only without gradients, and not on a thread with another number of
+    torch's threads than the process has: the kernel would use memory that it has not taken.
 
     Args:
         query, key, value (`torch.Tensor` of shape `1 h L d`, `1 h K d` and `1 h K d`).
@@ -914,8 +920,10 @@ def _laid_out(parts, sizes):
     rows = []
     for part, size in zip(parts, sizes):
         rows.append(part.transpose(1, 2).flatten(0, 1))  # n*x h e, as it lies in memory
-        rows.append(rows[-1].new_zeros(size - len(rows[-1]), *rows[-1].shape[1:]))
-    return torch.cat(rows).transpose(0, 1)[None]
+        if len(rows[-1]) < size:
+            rows.append(rows[-1].new_zeros(size - len(rows[-1]), *rows[-1].shape[1:]))
+    together = torch.cat(rows) if len(rows) > 1 else rows[0]
+    return together.contiguous().transpose(0, 1)[None]  # whatever lay where, one layout
 
 
 # ==== attention/block_mask ===========================================================================================
@@ -2385,8 +2393,10 @@ class LSGEncoder(XLMRobertaEncoder):
         )
         states = hidden_states, global_states, hidden_states.new_zeros(batch_size, padding, hidden_size)
         kwargs["encoder_hidden_states"] = encoder_hidden_states
-        is_dense = self.config._attn_implementation == "eager" or kwargs.get("output_attentions")
-        is_blockwise = length > 2 * block_size and not is_dense
+        implementation = self.config._attn_implementation
+        is_dense = implementation == "eager" or kwargs.get("output_attentions")
+        is_flex = implementation == "flex_attention" and has_flex_attention(hidden_states)
+        is_blockwise = length > 2 * block_size and not is_dense and not is_flex
         if is_blockwise and has_own_threads(hidden_states) and is_plain(self.layer):
             states = run_on_own_threads(self._run_layers, attention_mask, *states, **kwargs)
         else:

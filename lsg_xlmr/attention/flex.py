@@ -27,13 +27,18 @@ MIN_FLEX_HEAD_DIM = 16
 _numbers = count()
 
 
+def has_flex_attention(x):
+    """Whether there are kernels for `x` (`torch.Tensor`) where it is."""
+    return x.device.type in FLEX_DEVICES
+
+
 def flex_attention_fits(inputs):
     """
     Whether FlexAttention has a fused kernel for `inputs`: on CUDA, without dropout, for heads of at least 16, and not
     within a graph that is traced or compiled, where sizes may be symbols.
     """
     query = inputs.query
-    if query.device.type not in FLEX_DEVICES or query.shape[-1] < MIN_FLEX_HEAD_DIM or is_tracing(query):
+    if not has_flex_attention(query) or query.shape[-1] < MIN_FLEX_HEAD_DIM or is_tracing(query):
         return False
     if inputs.dropout > 0:
         _warn_of_windows(inputs)
@@ -85,7 +90,8 @@ def _mask_mod(packing, may_be_seen):
 def compiled_flex_attention(query, key, value, block_mask, scale):
     """
     torch's FlexAttention, compiled for the sizes of what it is given: one graph for each of them and dtype, forward
-    and backward, however many there are. On CPU only without gradients.
+    and backward, however many there are. On CPU only without gradients, and not on a thread with another number of
+    torch's threads than the process has: the kernel would use memory that it has not taken.
 
     Args:
         query, key, value (`torch.Tensor` of shape `1 h L d`, `1 h K d` and `1 h K d`).

@@ -86,5 +86,7 @@ def _laid_out(parts, sizes):
     rows = []
     for part, size in zip(parts, sizes):
         rows.append(part.transpose(1, 2).flatten(0, 1))  # n*x h e, as it lies in memory
-        rows.append(rows[-1].new_zeros(size - len(rows[-1]), *rows[-1].shape[1:]))
-    return torch.cat(rows).transpose(0, 1)[None]
+        if len(rows[-1]) < size:
+            rows.append(rows[-1].new_zeros(size - len(rows[-1]), *rows[-1].shape[1:]))
+    together = torch.cat(rows) if len(rows) > 1 else rows[0]
+    return together.contiguous().transpose(0, 1)[None]  # whatever lay where, one layout

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from ..attention.causal_attention import causal_attention
 from ..attention.causal_pattern import CausalInputs
 from ..attention.encoder_attention import lsg_attention
+from ..attention.flex import has_flex_attention
 from ..attention.pattern import AttentionInputs
 from ..attention.sparsity import lsh_cluster_counts, lsh_projections
 from ..cpu.dropout import LSGDropout
@@ -254,8 +255,10 @@ class LSGEncoder(XLMRobertaEncoder):
         )
         states = hidden_states, global_states, hidden_states.new_zeros(batch_size, padding, hidden_size)
         kwargs["encoder_hidden_states"] = encoder_hidden_states
-        is_dense = self.config._attn_implementation == "eager" or kwargs.get("output_attentions")
-        is_blockwise = length > 2 * block_size and not is_dense
+        implementation = self.config._attn_implementation
+        is_dense = implementation == "eager" or kwargs.get("output_attentions")
+        is_flex = implementation == "flex_attention" and has_flex_attention(hidden_states)
+        is_blockwise = length > 2 * block_size and not is_dense and not is_flex
         if is_blockwise and has_own_threads(hidden_states) and is_plain(self.layer):
             states = run_on_own_threads(self._run_layers, attention_mask, *states, **kwargs)
         else:

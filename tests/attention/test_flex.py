@@ -1,11 +1,12 @@
 """FlexAttention of packed texts: what is compiled, gradients through the packing, and what stands in for it."""
 
 import logging
+import threading
 
 import pytest
 import torch
 from attention_inputs import HEAD_DIM, HEADS, SPARSITY_TYPES, attend, make_inputs
-from flex_on_cpu import use_flex_on_cpu
+from flex_on_cpu import uncompiled_flex_attention, use_flex_on_cpu
 from reference import dense_lsg_attention
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention.flex_attention import create_block_mask, create_mask
@@ -157,3 +158,25 @@ def test_a_compiled_model_has_windows(tiny_config, token_ids, monkeypatch):
         found = torch.compile(model, backend="eager", dynamic=True)(ids).last_hidden_state
         model.set_attn_implementation("eager")
         torch.testing.assert_close(found, model(ids).last_hidden_state, rtol=0, atol=1e-5)
+
+
+def test_a_model_runs_it_on_the_thread_that_called(tiny_config, token_ids, monkeypatch):
+    """Torch's kernels for CPUs have memory for as many threads as there were when they were compiled."""
+    use_flex_on_cpu(monkeypatch)
+    threads = []
+
+    def noted(*args):
+        threads.append(threading.get_ident())
+        return uncompiled_flex_attention(*args)
+
+    monkeypatch.setattr(flex, "compiled_flex_attention", noted)
+    model = LSGXLMRobertaModel(tiny_config(), add_pooling_layer=False).eval()
+    model.set_attn_implementation("flex_attention")
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.no_grad():
+            model(token_ids(1, 45))
+    finally:
+        torch.set_num_threads(num_threads)
+    assert threads == [threading.get_ident()] * 2
