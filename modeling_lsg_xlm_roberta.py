@@ -4,35 +4,37 @@
 XLM-RoBERTa with LSG attention, in one file.
 
  line  section                         what it is
-  122  attention/lengths               What depends on an input's length
-  169  attention/pattern               The LSG pattern, and what every implementation of it is given
-  319  attention/causal_pattern        The causal LSG pattern, and what its implementations are given
-  392  attention/sparsity              The sparse tokens of LSG attention, made in six ways
-  572  attention/encoder_attention     LSG attention of an encoder
-  607  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
-  670  attention/eager                 LSG attention by its definition
-  710  attention/full                  Attention of the queries that see every key
-  736  attention/windowed              LSG attention by `scaled_dot_product_attention`
-  793  attention/flex                  LSG attention by torch's FlexAttention
-  858  attention/blocks                Which products LSG attention consists of, block by block
-  979  attention/blockwise             LSG attention one block of queries at a time, with its backward
- 1207  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
- 1320  cpu/plain                       Which modules may be called in pieces and on other threads
- 1371  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
- 1542  cpu/dropout                     Dropout on CPU that spends one random byte an element
- 1598  cpu/memory                      Memory on CPU that is used again
- 1616  model/checks                    What the inputs of a model must be, said before torch fails within
- 1740  model/cache                     What causal LSG attention keeps of the tokens before
- 1850  model/mask                      From a user's `attention_mask` to the mask of all keys
- 1885  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
- 1982  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 2258  model/labels                    What the labels of each head must be
- 2374  model/losses                    Losses of a batch that comes in parts
- 2428  model/frozen_head               An LM head as it was at one moment, to be used at a later one
- 2513  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
- 2733  model/trained_rows              An embedding of which the first rows alone are trained
- 2767  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 3121  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+  123  attention/lengths               What depends on an input's length
+  170  attention/pattern               The LSG pattern, and what every implementation of it is given
+  320  attention/causal_pattern        The causal LSG pattern, and what its implementations are given
+  393  attention/sparsity              The sparse tokens of LSG attention, made in six ways
+  573  attention/encoder_attention     LSG attention of an encoder
+  609  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
+  672  attention/eager                 LSG attention by its definition
+  712  attention/full                  Attention of the queries that see every key
+  738  attention/windowed              LSG attention by `scaled_dot_product_attention`
+  795  attention/flex                  LSG attention by torch's FlexAttention
+  917  attention/packed                A batch laid out as one sequence, of one of a few lengths
+ 1005  attention/block_mask            FlexAttention's block mask of the LSG pattern, by arithmetic
+ 1122  attention/blocks                Which products LSG attention consists of, block by block
+ 1243  attention/blockwise             LSG attention one block of queries at a time, with its backward
+ 1471  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
+ 1584  cpu/plain                       Which modules may be called in pieces and on other threads
+ 1635  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
+ 1806  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 1862  cpu/memory                      Memory on CPU that is used again
+ 1880  model/checks                    What the inputs of a model must be, said before torch fails within
+ 2004  model/cache                     What causal LSG attention keeps of the tokens before
+ 2114  model/mask                      From a user's `attention_mask` to the mask of all keys
+ 2149  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
+ 2246  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 2524  model/labels                    What the labels of each head must be
+ 2640  model/losses                    Losses of a batch that comes in parts
+ 2694  model/frozen_head               An LM head as it was at one moment, to be used at a later one
+ 2779  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
+ 2999  model/trained_rows              An embedding of which the first rows alone are trained
+ 3033  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 3387  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
@@ -42,9 +44,9 @@ from collections import deque
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import copy_context
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
-from functools import lru_cache, partial, wraps
+from functools import cache, lru_cache, partial, wraps
 from inspect import signature
 from itertools import count
 from pathlib import Path
@@ -63,7 +65,7 @@ from .configuration_lsg import (
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention as torch_flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention as torch_flex_attention
 from torch.nn.functional import dropout as apply_dropout, pad, scaled_dot_product_attention
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -86,7 +88,6 @@ from transformers.activations import (
 )
 from transformers.cache_utils import DynamicLayer
 from transformers.initialization import no_init_weights
-from transformers.integrations.flex_attention import compile_friendly_flex_attention
 from transformers.loss.loss_utils import fixed_cross_entropy
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import (
@@ -584,7 +585,8 @@ def lsg_attention(inputs, implementation):
         inputs ([`AttentionInputs`]).
         implementation (`str`): `"eager"`; `"sdpa"`: block by block on CPU, elsewhere (and when traced or compiled)
             `scaled_dot_product_attention` on all windows at once; `"flex_attention"`, for which `"sdpa"` stands in
-            where it has no fused kernel: off CUDA, with dropout, and for heads smaller than 16.
+            where it has no fused kernel: off CUDA, with dropout, for heads smaller than 16, and when traced or
+            compiled.
 
     Returns:
         the context `n T h d` and, from `"eager"`, the attention weights of tokens to tokens without padding (otherwise
@@ -791,68 +793,330 @@ def _slices(x, size, step):
 
 
 # ==== attention/flex =================================================================================================
-# LSG attention by torch's FlexAttention: over `[tokens | sparse | globals]`, without windows.
+# LSG attention by torch's FlexAttention: over `[tokens | sparse | globals]` of packed texts, without windows.
+#
+# What is compiled has fixed sizes, of a few lengths: with sizes that are symbols torch 2.13's kernels for CPUs give
+# wrong numbers, and nobody would see it.
 
 
-# Where FlexAttention is compiled to a fused kernel; elsewhere it would materialize all scores.
+# Where FlexAttention is compiled to a fused kernel forward and backward.
 FLEX_DEVICES = ("cuda",)
 MIN_FLEX_HEAD_DIM = 16
 
+_numbers = count()
+
+
+def has_flex_attention(x):
+    """Whether there are kernels for `x` (`torch.Tensor`) where it is."""
+    return x.device.type in FLEX_DEVICES
+
 
 def flex_attention_fits(inputs):
-    """Whether FlexAttention has a fused kernel for `inputs`: not off CUDA, with dropout, or for heads below 16."""
+    """
+    Whether FlexAttention has a fused kernel for `inputs`: on CUDA, without dropout, for heads of at least 16, and not
+    within a graph that is traced or compiled, where sizes may be symbols.
+    """
     query = inputs.query
-    return query.device.type in FLEX_DEVICES and inputs.dropout == 0 and query.shape[-1] >= MIN_FLEX_HEAD_DIM
+    if not has_flex_attention(query) or query.shape[-1] < MIN_FLEX_HEAD_DIM or is_tracing(query):
+        return False
+    if inputs.dropout > 0:
+        _warn_of_windows(inputs)
+    return inputs.dropout == 0
 
 
 def flex_attention(inputs):
-    """
-    The context `n T h d` of `inputs` ([`AttentionInputs`]): one kernel with a block mask of the LSG pattern,
-    compiled by torch on first use, except on CPU.
-    """
-    query, key, config = inputs.query, inputs.key, inputs.config
-    num_global_tokens, t = inputs.num_global_tokens, inputs.num_tokens
+    """The context `n T h d` of `inputs` ([`AttentionInputs`])."""
+    context = [_packed_attention(inputs, texts, packing) for texts, packing in Packing.all_of(inputs)]
+    return with_globals(torch.cat(context) if len(context) > 1 else context[0], inputs)
+
+
+def _packed_attention(inputs, texts, packing):
+    """The context `n t h d` of the tokens of some texts (`slice`), which `packing` ([`Packing`]) lays out."""
     sparse_key, sparse_value, sparse_mask = inputs.sparse
-    m = sparse_key.shape[2]
-    block_mask = _block_mask(t, m, num_global_tokens, config.block_size, config.sparse_block_size, key.device)
-    if inputs.mask is not None or sparse_mask is not None:
-        block_mask = _with_key_mask(block_mask, inputs.key_mask().expand(-1, key.shape[1], -1))
-    attention = torch_flex_attention if key.device.type == "cpu" else compile_friendly_flex_attention
-    context = attention(
-        query[:, :, inputs.num_global_queries :],
-        inputs.with_sparse(key, sparse_key),
-        inputs.with_sparse(inputs.value, sparse_value),
-        block_mask=block_mask,
-        scale=inputs.scaling,
+    h, device = inputs.key.shape[1], inputs.key.device
+    tiles = copy(block_mask(packing, inputs.mask, (texts.start, texts.stop), sparse_mask is not None, device))
+    if inputs.mask is None and sparse_mask is None:
+        may_be_seen = torch.ones(h, sum(packing.sections), dtype=torch.bool, device=device)
+    else:
+        sizes = inputs.num_tokens, sparse_key.shape[2], inputs.num_global_tokens
+        mask = inputs.key_mask()[texts, :, :, None].expand(-1, h, -1, -1)
+        may_be_seen = packing.keys(*mask.split(sizes, 2))[0, :, :, 0].contiguous()
+    tiles.mask_mod = _mask_mod(packing, may_be_seen)
+
+    def keys(x, sparse):
+        globals_, tokens = x[texts].tensor_split([inputs.num_global_tokens], dim=2)
+        return packing.keys(tokens, sparse[texts].to(x.dtype), globals_)  # autocast makes some sparse ones float32
+
+    query = packing.queries(inputs.query[texts, :, inputs.num_global_queries :])
+    key, value = keys(inputs.key, sparse_key), keys(inputs.value, sparse_value)
+    return packing.texts(compiled_flex_attention(query, key, value, tiles, inputs.scaling))
+
+
+def _mask_mod(packing, may_be_seen):
+    """
+    The pattern with the keys of `may_be_seen` (`h K`, bool) alone, as FlexAttention calls it. All that depends on more
+    than the sizes is in tensors.
+    """
+    block = blocks_of_queries(packing, may_be_seen.device)
+    first, last, hole = seen_by(packing, may_be_seen.device)
+
+    def mask_mod(batch, head, q, k):
+        return is_seen_by(block[q], first[k], last[k], hole[k]) & may_be_seen[head, k]
+
+    return mask_mod
+
+
+def compiled_flex_attention(query, key, value, block_mask, scale):
+    """
+    torch's FlexAttention, compiled for the sizes of what it is given: one graph for each of them and dtype, forward
+    and backward, however many there are. On CPU only without gradients, and not on a thread with another number of
+    torch's threads than the process has: the kernel would use memory that it has not taken.
+
+    Args:
+        query, key, value (`torch.Tensor` of shape `1 h L d`, `1 h K d` and `1 h K d`).
+        block_mask ([`BlockMask`]): what it and its `mask_mod` hold are tensors, but for what the sizes decide.
+        scale (`float`): what scores are multiplied by.
+
+    Returns:
+        `torch.Tensor` of shape `1 h L d`.
+    """
+    with_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    shapes = query.shape, key.shape, value.shape
+    kernel = _kernel(*shapes, query.dtype, query.device, scale, with_gradients)
+    with torch.set_grad_enabled(with_gradients), torch.autocast(query.device.type, enabled=False):
+        return kernel(query, key, value, block_mask)
+
+
+@cache
+def _kernel(query_shape, key_shape, value_shape, dtype, device, scale, with_gradients):
+    """
+    A function for each kind of arguments. torch counts compilations by the code of what is compiled, and after eight
+    it would go on without a fused kernel: so each function has a code of its own, and `fullgraph` makes it an error.
+    """
+
+    def kernel(query, key, value, block_mask):
+        return torch_flex_attention(query, key, value, block_mask=block_mask, scale=scale)
+
+    kernel.__code__ = kernel.__code__.replace(co_name=f"flex_attention_{next(_numbers)}")
+    # In training torch 2.6 finds no kernel otherwise (pytorch issue 146260).
+    mode = "max-autotune-no-cudagraphs" if with_gradients and torch.__version__.startswith("2.6.") else None
+    return torch.compile(kernel, dynamic=False, fullgraph=True, mode=mode)
+
+
+def _warn_of_windows(inputs):
+    config = inputs.config
+    windows = 3 + (inputs.num_global_tokens + 2 * config.sparse_block_size * (inputs.step > 0)) / config.block_size
+    logging.get_logger(__name__).warning_once(
+        f"attention_probs_dropout_prob={inputs.dropout} in training, and FlexAttention has no dropout: the keys and "
+        f"values of all windows are gathered instead, {windows:.1f} times as many as there are tokens, in every "
+        "layer. Load the model with attention_probs_dropout_prob=0.0 to train with FlexAttention, or with "
+        "attn_implementation='sdpa' to have windows without this warning."
     )
-    return with_globals(context.transpose(1, 2), inputs)
+
+
+# ==== attention/packed ===============================================================================================
+# A batch laid out as one sequence, of one of a few lengths: for kernels that are compiled for fixed sizes.
+#
+# The queries are the tokens of all texts, one text after the other, and what fills them up to the length. The keys are
+# three sections, `[tokens | sparse tokens | globals]`, each that of all texts and what fills it up. The length alone
+# says how long a section is, so texts of all lengths and batches of all sizes share the kernels of a few lengths.
+# Shapes are those of `pattern.py`; `L` queries, `K` keys.
+
+
+TILE = 128  # queries, and keys, that a kernel has or leaves together
+SHORTEST, LONGEST = 512, 16384  # tokens: the ladder of lengths, which goes further for a longer model
+
+
+def rung(num_tokens):
+    """The length for `num_tokens` tokens: the next power of two, at least 512."""
+    return max(SHORTEST, 1 << (num_tokens - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class Packing:
+    """
+    How some texts are laid out.
+
+    Args:
+        num_texts (`int`): `n`.
+        num_tokens (`int`): `t` of each, more than two blocks.
+        num_globals (`int`): `G` of each, a prefix included.
+        step (`int`): sparse tokens of a block, 0 where there are none.
+        block_size, sparse_block_size (`int`): `b` and `s`.
+    """
+
+    num_texts: int
+    num_tokens: int
+    num_globals: int
+    step: int
+    block_size: int
+    sparse_block_size: int
+
+    @classmethod
+    def all_of(cls, inputs):
+        """
+        Of the texts of `inputs` ([`AttentionInputs`]) as many at a time as the longest length holds, in order.
+
+        Returns:
+            `list[tuple[slice, Packing]]`: which texts, and their packing.
+        """
+        config, t, n = inputs.config, inputs.num_tokens, len(inputs.key)
+        sizes = t, inputs.num_global_tokens, inputs.step, config.block_size, config.sparse_block_size
+        at_a_time = max(1, max(LONGEST, rung(config.max_sequence_length)) // t)
+        parts = [slice(start, min(start + at_a_time, n)) for start in range(0, n, at_a_time)]
+        return [(part, cls(part.stop - part.start, *sizes)) for part in parts]
+
+    @property
+    def length(self):
+        """`L`."""
+        return rung(self.num_texts * self.num_tokens)
+
+    @property
+    def sections(self):
+        """How many keys each section has, in whole tiles; their sum is `K`."""
+        most_texts = self.length // (3 * self.block_size)
+        sizes = self.length, self.length * self.step // self.block_size, most_texts * self.num_globals
+        return tuple(-(-size // TILE) * TILE for size in sizes)
+
+    def queries(self, x):
+        """`x` (`n h t e`) as queries are laid out, `1 h L e`."""
+        return _laid_out([x], [self.length])
+
+    def keys(self, tokens, sparse, globals_):
+        """What the three (`n h t e`, `n h m e` and `n h G e`) are as keys are laid out, `1 h K e`."""
+        return _laid_out([tokens, sparse, globals_], self.sections)
+
+    def texts(self, x):
+        """What was laid out as `x` (`1 h L e`), `n t h e`."""
+        tokens = x[0, :, : self.num_texts * self.num_tokens].transpose(0, 1)
+        return tokens.unflatten(0, (self.num_texts, self.num_tokens))
+
+
+def _laid_out(parts, sizes):
+    rows = []
+    for part, size in zip(parts, sizes):
+        rows.append(part.transpose(1, 2).flatten(0, 1))  # n*x h e, as it lies in memory
+        if len(rows[-1]) < size:
+            rows.append(rows[-1].new_zeros(size - len(rows[-1]), *rows[-1].shape[1:]))
+    together = torch.cat(rows) if len(rows) > 1 else rows[0]
+    return together.contiguous().transpose(0, 1)[None]  # whatever lay where, one layout
+
+
+# ==== attention/block_mask ===========================================================================================
+# FlexAttention's block mask of the LSG pattern, by arithmetic: for texts that are packed (`packed.py`).
+#
+# Blocks are counted through all texts. A key is seen by the queries of all blocks from a first to a last one; a sparse
+# token not by those of its own block and the two beside it, which see its tokens instead. So for 128 queries and a key
+# it can be counted how many of their blocks see it, and no single query has to be looked at. A tile is 128 queries and
+# 128 keys.
+
+
+MAX_COUNTS = 2**23  # of rows of tiles and keys, that are in memory at a time
 
 
 @lru_cache(maxsize=32)
-def _block_mask(t, m, num_global_tokens, block_size, sparse_block_size, device):
-    """The pattern's block mask, the same for every layer, head and sequence."""
-
-    def mask_mod(batch, head, q, k):
-        return is_visible(q, k, t, m, block_size, sparse_block_size)
-
-    return create_block_mask(mask_mod, None, None, t, t + m + num_global_tokens, device=device)
+def blocks_of_queries(packing, device):
+    """The block of each query of `packing` ([`Packing`]), counted through all texts: `torch.IntTensor`, `L`."""
+    with torch.inference_mode(False):  # which they outlive
+        return torch.arange(packing.length, dtype=torch.int32, device=device) // packing.block_size
 
 
-def _with_key_mask(block_mask, key_mask):
-    """`block_mask` with the keys of `key_mask` (`n h t+m+G`) alone: none of its blocks can count as full any more."""
-    blocks = block_mask.to_dense()
-    pattern = block_mask.mask_mod
+@lru_cache(maxsize=32)
+def seen_by(packing, device):
+    """
+    Which blocks of queries see which key of `packing` ([`Packing`]).
 
-    def mask_mod(batch, head, q, k):
-        return pattern(batch, head, q, k) & key_mask[batch, head, k]
+    Returns:
+        three `torch.IntTensor` of shape `K`: the first block, the last one, and the one that does not count, nor do
+        its neighbours (-2 where all do). What fills a section up is seen by none: its last block is -1.
+    """
+    with torch.inference_mode(False):
+        n, b, s, step = packing.num_texts, packing.block_size, packing.sparse_block_size, max(packing.step, 1)
+        blocks = packing.num_tokens // b  # of a text
+        tokens, sparse, globals_ = (torch.arange(size, device=device) for size in packing.sections)
+        block, sparse_block, text = tokens // b, sparse // step, globals_ // packing.num_globals
+        sections = (
+            (block - 1, block + 1, torch.full_like(block, -2), block // blocks),
+            ((sparse - s) // step - 1, (sparse + s) // step + 1, sparse_block, sparse_block // blocks),
+            (text * blocks, (text + 1) * blocks - 1, torch.full_like(text, -2), text),
+        )
+        first, last, hole, text = (torch.cat(columns) for columns in zip(*sections))
+        first, last = first.maximum(text * blocks), last.minimum((text + 1) * blocks - 1)
+        return first.int(), last.masked_fill(text >= n, -1).int(), hole.int()
 
-    return BlockMask.from_kv_blocks(
-        blocks.sum(-1, dtype=torch.int32),
-        blocks.argsort(dim=-1, descending=True, stable=True).to(torch.int32),
-        BLOCK_SIZE=block_mask.BLOCK_SIZE,
-        mask_mod=mask_mod,
-        seq_lengths=block_mask.seq_lengths,
-    )
+
+def is_seen_by(block, first, last, hole):
+    """Whether the queries of `block` see a key, of which [`seen_by`] says the rest. Integer tensors that broadcast."""
+    return (first <= block) & (block <= last) & ((block - hole).abs() > 1)
+
+
+@lru_cache(maxsize=32)
+def pattern_tiles(packing, device):
+    """
+    In which tiles of `packing` ([`Packing`]) a query sees a key, and in which all see all.
+
+    Returns:
+        two `torch.BoolTensor` of shape `L/128 K/128`.
+    """
+    with torch.inference_mode(False):
+        first, last, hole = seen_by(packing, device)
+        starts = torch.arange(0, packing.length, TILE, device=device, dtype=torch.int32)[:, None]
+        rows = [
+            _row_tiles(some, packing, first, last, hole) for some in starts.split(max(1, MAX_COUNTS // len(first)))
+        ]
+        return tuple(torch.cat(x) for x in zip(*rows))
+
+
+def _row_tiles(starts, packing, first, last, hole):
+    """[`pattern_tiles`] of the rows that begin with the queries `starts` (`rows 1`)."""
+    low, high = starts // packing.block_size, (starts + TILE - 1) // packing.block_size  # their blocks
+    first, last = first.maximum(low), last.minimum(high)
+    in_hole = (last.minimum(hole + 1) - first.maximum(hole - 1) + 1).clamp(min=0)
+    counts = ((last - first + 1).clamp(min=0) - in_hole).unflatten(1, (-1, TILE))  # of blocks that see the key
+    return counts.amax(2) > 0, counts.amin(2) > high - low
+
+
+@lru_cache(maxsize=8)
+def block_mask(packing, mask, texts, hides_sparse, device):
+    """
+    The tiles that are to be computed: without those of nothing but padding, be it queries or keys.
+
+    Args:
+        packing ([`Packing`]).
+        mask (`torch.BoolTensor` of shape `n T`, or `None`): which keys may be seen; not to be changed any more.
+        texts (`tuple[int, int]`): which of the `n` are packed, the first and the one after the last.
+        hides_sparse (`bool`): whether sparse tokens may be hidden. Where there are some and none is, they are made of
+            hidden tokens too, and no query is without effect.
+
+    Returns:
+        [`BlockMask`] whose `mask_mod` is to be set; its tiles are full where `mask_mod` could hide nothing.
+    """
+    with torch.inference_mode(False):
+        touched, full = pattern_tiles(packing, device)
+        if hides_sparse:
+            before, sparse, after = (size // TILE for size in packing.sections)
+            full = full & torch.tensor([True] * before + [False] * sparse + [True] * after, device=device)
+        if mask is not None:
+            rows, some, all_ = _tiles_without_padding(packing, mask[slice(*texts)], hides_sparse)
+            touched, full = touched & rows & some, full & rows & all_
+        return BlockMask.from_kv_blocks(*_ordered(touched & ~full), *_ordered(full), BLOCK_SIZE=TILE)
+
+
+def _tiles_without_padding(packing, mask, hides_sparse):
+    """Which rows of tiles have a query that counts (`L/128 1`), which columns a key, and which are all such keys."""
+    globals_, tokens = mask[:, None, :, None].tensor_split([packing.num_globals], dim=2)  # n 1 t 1
+    in_blocks = tokens.unflatten(2, (-1, packing.block_size)).any(3).expand(-1, -1, -1, packing.step)
+    sparse = in_blocks.flatten(2)[..., None] | (not hides_sparse)
+    keys = packing.keys(tokens, sparse, globals_).view(-1, TILE)
+    queries = packing.queries(tokens).view(-1, TILE)
+    rows = queries.any(1, keepdim=True) | (packing.step > 0 and not hides_sparse)
+    return rows, keys.any(1), keys.all(1)
+
+
+def _ordered(tiles):
+    """How many tiles a row has, and first of its columns those: `1 1 rows`, `1 1 rows columns`, int32."""
+    tiles = tiles[None, None].int()
+    return tiles.sum(-1, dtype=torch.int32), tiles.argsort(dim=-1, descending=True, stable=True).int()
 
 
 # ==== attention/blocks ===============================================================================================
@@ -2220,8 +2484,10 @@ class LSGEncoder(XLMRobertaEncoder):
         num_states = 2 * block_size if is_open(length) else padding
         states = hidden_states, global_states, hidden_states.new_zeros(batch_size, num_states, hidden_size)
         kwargs["encoder_hidden_states"] = encoder_hidden_states
-        is_dense = self.config._attn_implementation == "eager" or kwargs.get("output_attentions")
-        is_blockwise = not is_short(length, self.config) and not is_dense
+        implementation = self.config._attn_implementation
+        is_dense = implementation == "eager" or kwargs.get("output_attentions")
+        is_flex = implementation == "flex_attention" and has_flex_attention(hidden_states)
+        is_blockwise = not is_short(length, self.config) and not is_dense and not is_flex
         if is_blockwise and has_own_threads(hidden_states) and is_plain(self.layer):
             states = run_on_own_threads(self._run_layers, attention_mask, *states, **kwargs)
         else:

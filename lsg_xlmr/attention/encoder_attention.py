@@ -22,7 +22,8 @@ def lsg_attention(inputs, implementation):
         inputs ([`AttentionInputs`]).
         implementation (`str`): `"eager"`; `"sdpa"`: block by block on CPU, elsewhere (and when traced or compiled)
             `scaled_dot_product_attention` on all windows at once; `"flex_attention"`, for which `"sdpa"` stands in
-            where it has no fused kernel: off CUDA, with dropout, and for heads smaller than 16.
+            where it has no fused kernel: off CUDA, with dropout, for heads smaller than 16, and when traced or
+            compiled.
 
     Returns:
         the context `n T h d` and, from `"eager"`, the attention weights of tokens to tokens without padding (otherwise

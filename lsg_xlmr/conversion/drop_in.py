@@ -28,6 +28,8 @@ SOURCES = {
         "attention/full.py",
         "attention/windowed.py",
         "attention/flex.py",
+        "attention/packed.py",
+        "attention/block_mask.py",
         "attention/blocks.py",
         "attention/blockwise.py",
         "attention/compiled.py",

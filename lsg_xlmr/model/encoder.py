@@ -16,6 +16,7 @@ from transformers.utils import logging
 from ..attention.causal_attention import causal_attention
 from ..attention.causal_pattern import CausalInputs
 from ..attention.encoder_attention import lsg_attention
+from ..attention.flex import has_flex_attention
 from ..attention.lengths import count_padding, is_open, is_short
 from ..attention.pattern import AttentionInputs
 from ..attention.sparsity import lsh_cluster_counts, lsh_projections
@@ -264,8 +265,10 @@ class LSGEncoder(XLMRobertaEncoder):
         num_states = 2 * block_size if is_open(length) else padding
         states = hidden_states, global_states, hidden_states.new_zeros(batch_size, num_states, hidden_size)
         kwargs["encoder_hidden_states"] = encoder_hidden_states
-        is_dense = self.config._attn_implementation == "eager" or kwargs.get("output_attentions")
-        is_blockwise = not is_short(length, self.config) and not is_dense
+        implementation = self.config._attn_implementation
+        is_dense = implementation == "eager" or kwargs.get("output_attentions")
+        is_flex = implementation == "flex_attention" and has_flex_attention(hidden_states)
+        is_blockwise = not is_short(length, self.config) and not is_dense and not is_flex
         if is_blockwise and has_own_threads(hidden_states) and is_plain(self.layer):
             states = run_on_own_threads(self._run_layers, attention_mask, *states, **kwargs)
         else:

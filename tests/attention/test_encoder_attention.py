@@ -3,6 +3,7 @@
 import pytest
 import torch
 from attention_inputs import HEAD_DIM, HEADS, SPARSITY_TYPES, attend, make_inputs
+from flex_on_cpu import use_flex_on_cpu
 from reference import dense_lsg_attention
 
 from lsg_xlmr.attention import flex
@@ -14,8 +15,7 @@ from lsg_xlmr.cpu import threads
 @pytest.fixture(autouse=True)
 def flex_attention_on_cpu(monkeypatch):
     """Without this "sdpa" would stand in for FlexAttention here."""
-    monkeypatch.setattr(flex, "FLEX_DEVICES", ("cpu",))
-    monkeypatch.setattr(flex, "MIN_FLEX_HEAD_DIM", 1)
+    use_flex_on_cpu(monkeypatch)
 
 
 def compare(config, implementation, t, lengths=None, dtype=torch.float32, tolerance=1e-5):

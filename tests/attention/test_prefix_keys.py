@@ -3,9 +3,9 @@
 import pytest
 import torch
 from attention_inputs import HEAD_DIM, HEADS, SPARSITY_TYPES, make_inputs
+from flex_on_cpu import use_flex_on_cpu
 from reference import dense_lsg_attention
 
-from lsg_xlmr.attention import flex
 from lsg_xlmr.attention.encoder_attention import lsg_attention
 from lsg_xlmr.attention.pattern import AttentionInputs
 from lsg_xlmr.cpu import threads
@@ -19,8 +19,7 @@ IMPLEMENTATIONS = ("eager", "sdpa", "windows", "flex_attention")
 @pytest.fixture
 def attend(monkeypatch):
     """A function from tensors, mask, projections, configuration and implementation to the context and the weights."""
-    monkeypatch.setattr(flex, "FLEX_DEVICES", ("cpu",))
-    monkeypatch.setattr(flex, "MIN_FLEX_HEAD_DIM", 1)
+    use_flex_on_cpu(monkeypatch)
 
     def attend(query, key, value, mask, projections, config, implementation):
         inputs = AttentionInputs(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from lsg_xlmr import LSGXLMRobertaForMaskedLM
 
@@ -53,9 +54,35 @@ def test_flex_attention_is_the_default(config):
     assert LSGXLMRobertaForMaskedLM(config).config._attn_implementation == "flex_attention"
 
 
+@pytest.mark.parametrize("with_gradients", [False, True])
+def test_one_graph_for_each_length_of_the_ladder(config, with_gradients):
+    """Texts of many lengths and batches of many sizes, with holes in their masks, against eager attention."""
+    model = LSGXLMRobertaForMaskedLM(config).eval().cuda()
+    before = counters["stats"]["unique_graphs"]
+    for batch_size in (1, 2, 3, 5, 8):
+        for length in (33, 48, 77, 100, 128):
+            input_ids = torch.randint(5, 99, (batch_size, length), device="cuda")
+            attention_mask = (torch.rand(batch_size, length, device="cuda") > 0.3).long()
+            attention_mask[:, 0] = 1
+            answers = []
+            for implementation in ("flex_attention", "eager"):
+                model.set_attn_implementation(implementation)
+                model.zero_grad()
+                with torch.set_grad_enabled(with_gradients):
+                    logits = model(input_ids, attention_mask=attention_mask).logits[attention_mask.bool()]
+                if with_gradients:
+                    logits.square().mean().backward()
+                gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+                answers.append([logits.detach(), *gradients])
+            for found, expected in zip(*answers, strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
+    assert counters["stats"]["unique_graphs"] - before <= 2  # 512 and 1,024 tokens
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_training_step_in_half_precision(config, dtype):
-    config.attention_probs_dropout_prob = 0.1
+def test_training_step_in_half_precision(config, dtype, dropout):
+    config.attention_probs_dropout_prob = dropout
     model = LSGXLMRobertaForMaskedLM(config).to("cuda", dtype).train()
     inputs = {name: x.cuda() for name, x in make_inputs(True).items()}
     model(**inputs, labels=inputs["input_ids"]).loss.backward()

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 import transformers
+from flex_on_cpu import use_flex_on_cpu
 from repository import DATA, ROOT
 from safetensors.torch import load_file
 
@@ -42,8 +43,7 @@ def test_published_answers(case, implementation, tmp_path, monkeypatch):
     assert type(model).__module__.startswith("transformers_modules")
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     if implementation == "flex_attention":
-        monkeypatch.setattr(sys.modules[type(model).__module__], "FLEX_DEVICES", ("cpu",))
-        monkeypatch.setattr(sys.modules[type(model).__module__], "MIN_FLEX_HEAD_DIM", 1)
+        use_flex_on_cpu(monkeypatch, sys.modules[type(model).__module__])
     if case.name == "lsh_f4":
         feed_published_projections(model)
     tensors = load_file(case / "case.safetensors")
