@@ -9,6 +9,7 @@ import logging
 import warnings
 from contextlib import contextmanager
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from onnx import OperatorSetIdProto
@@ -251,6 +252,24 @@ def _name_nodes(graph, config):
     for node in graph.graph:
         if node.op_type == "Gather" and node.inputs[0].name.endswith("position_embeddings.weight"):
             node.name = f"input_ids_may_have_{config.max_sequence_length}_tokens_at_most"
+            break
+    _spoil_long_texts(node, input_ids, config.max_sequence_length)
+
+
+def _spoil_long_texts(gather, input_ids, maximum):
+    """OpenVINO reads zeros past the last position, without a word: what it then answers is to be NaN."""
+    dtype = gather.inputs[0].const_value.dtype.numpy()
+    maximum, right, wrong = (
+        ir.node("Constant", [], {"value": ir.tensor(array)})
+        for array in (np.array([maximum]), np.zeros(1, dtype), np.full(1, np.nan, dtype))
+    )
+    length = ir.node("Shape", [input_ids], {"start": len(input_ids.shape) - 1})
+    fits = ir.node("LessOrEqual", [length.outputs[0], maximum.outputs[0]])
+    spoiling = ir.node("Where", [fits.outputs[0], right.outputs[0], wrong.outputs[0]])
+    positions = ir.node("Add", [gather.outputs[0], spoiling.outputs[0]])
+    gather.outputs[0].replace_all_uses_with(positions.outputs[0])
+    positions.replace_input_with(0, gather.outputs[0])
+    gather.graph.insert_after(gather, [maximum, right, wrong, length, fits, spoiling, positions])
 
 
 @contextmanager

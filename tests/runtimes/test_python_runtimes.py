@@ -128,6 +128,16 @@ def test_an_older_onnxruntime_takes_opset_18(checkpoint, runtimes, tmp_path):
 
 
 @pytest.mark.parametrize("version", ["oldest", "newest"])
+def test_a_text_over_the_maximum_has_no_answer(checkpoint, runtimes, tmp_path, version):
+    python, file = runtimes / version / "bin" / "python", checkpoint() / "onnx" / "model.onnx"
+    inputs = list(batches([MAX_LENGTH + 1], 7))
+    with pytest.raises(AssertionError, match="input_ids_may_have_70_tokens_at_most"):
+        answers_elsewhere(python, "onnxruntime", file, inputs, tmp_path)
+    for (states,) in answers_elsewhere(python, "openvino", file, inputs, tmp_path):
+        assert np.isnan(states).all()
+
+
+@pytest.mark.parametrize("version", ["oldest", "newest"])
 def test_fastembed(site, runtimes, version):
     folder = site / "embedder"
     texts = ["Paris is the capital of France.", "The Seine flows through France. " * 220, "Berlin " * 5000]
