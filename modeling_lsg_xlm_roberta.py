@@ -10,31 +10,31 @@ XLM-RoBERTa with LSG attention, in one file.
   393  attention/sparsity              The sparse tokens of LSG attention, made in six ways
   573  attention/encoder_attention     LSG attention of an encoder
   609  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
-  672  attention/eager                 LSG attention by its definition
-  712  attention/full                  Attention of the queries that see every key
-  738  attention/windowed              LSG attention by `scaled_dot_product_attention`
-  795  attention/flex                  LSG attention by torch's FlexAttention
-  917  attention/packed                A batch laid out as one sequence, of one of a few lengths
- 1005  attention/block_mask            FlexAttention's block mask of the LSG pattern, by arithmetic
- 1122  attention/blocks                Which products LSG attention consists of, block by block
- 1243  attention/blockwise             LSG attention one block of queries at a time, with its backward
- 1471  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
- 1584  cpu/plain                       Which modules may be called in pieces and on other threads
- 1635  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
- 1806  cpu/dropout                     Dropout on CPU that spends one random byte an element
- 1862  cpu/memory                      Memory on CPU that is used again
- 1880  model/checks                    What the inputs of a model must be, said before torch fails within
- 2004  model/cache                     What causal LSG attention keeps of the tokens before
- 2114  model/mask                      From a user's `attention_mask` to the mask of all keys
- 2149  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
- 2246  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 2524  model/labels                    What the labels of each head must be
- 2640  model/losses                    Losses of a batch that comes in parts
- 2694  model/frozen_head               An LM head as it was at one moment, to be used at a later one
- 2779  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
- 2999  model/trained_rows              An embedding of which the first rows alone are trained
- 3033  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 3387  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+  670  attention/eager                 LSG attention by its definition
+  710  attention/full                  Attention of the queries that see every key
+  736  attention/windowed              LSG attention by `scaled_dot_product_attention`
+  793  attention/flex                  LSG attention by torch's FlexAttention
+  915  attention/packed                A batch laid out as one sequence, of one of a few lengths
+ 1003  attention/block_mask            FlexAttention's block mask of the LSG pattern, by arithmetic
+ 1120  attention/blocks                Which products LSG attention consists of, block by block
+ 1241  attention/blockwise             LSG attention one block of queries at a time, with its backward
+ 1469  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
+ 1582  cpu/plain                       Which modules may be called in pieces and on other threads
+ 1633  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
+ 1804  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 1860  cpu/memory                      Memory on CPU that is used again
+ 1878  model/checks                    What the inputs of a model must be, said before torch fails within
+ 2002  model/cache                     What causal LSG attention keeps of the tokens before
+ 2112  model/mask                      From a user's `attention_mask` to the mask of all keys
+ 2147  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
+ 2244  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 2522  model/labels                    What the labels of each head must be
+ 2638  model/losses                    Losses of a batch that comes in parts
+ 2692  model/frozen_head               An LM head as it was at one moment, to be used at a later one
+ 2777  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
+ 2997  model/trained_rows              An embedding of which the first rows alone are trained
+ 3031  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 3385  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
@@ -660,11 +660,9 @@ def _last_token_attention(inputs):
 
     mask = None
     if inputs.mask is not None or sparse_mask is not None:
-        n, h, m, _ = sparse_key.shape
-        ones = [sparse_key.new_ones(n, 1, length, dtype=torch.bool) for length in (inputs.key.shape[2], m)]
-        of_keys = ones[0] if inputs.mask is None else inputs.mask[:, None]
-        of_sparse = ones[1] if sparse_mask is None else sparse_mask
-        mask = seen(*(x.expand(-1, h, -1) for x in (of_keys, of_sparse)))[:, :, None]
+        ends = [inputs.num_tokens, inputs.num_tokens + sparse_key.shape[2]]
+        of_tokens, of_sparse, of_globals = inputs.key_mask().tensor_split(ends, 2)
+        mask = seen(torch.cat([of_globals, of_tokens], 2), of_sparse)[:, :, None]
     keys, values = seen(inputs.key, sparse_key), seen(inputs.value, sparse_value)
     return product(inputs.query, keys, values, mask, inputs).transpose(1, 2)
 
@@ -2414,7 +2412,7 @@ class LSGLayer(XLMRobertaLayer):
         parts = (global_states, hidden_states, padding_states)
         states, sizes = torch.cat(parts, dim=1), [part.shape[1] for part in parts]
         padding = spare = sizes[2]
-        if is_open(sizes[1]):
+        if is_open(sizes[1]):  # of which more comes along than is needed, see [`LSGEncoder`]
             padding = count_padding(sizes[1], self.attention.self.config)
             states = states[:, : sizes[0] + sizes[1] + padding]
         states = super().forward(states, attention_mask, encoder_hidden_states, num_padding=padding, **kwargs)

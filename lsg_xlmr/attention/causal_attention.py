@@ -63,10 +63,8 @@ def _last_token_attention(inputs):
 
     mask = None
     if inputs.mask is not None or sparse_mask is not None:
-        n, h, m, _ = sparse_key.shape
-        ones = [sparse_key.new_ones(n, 1, length, dtype=torch.bool) for length in (inputs.key.shape[2], m)]
-        of_keys = ones[0] if inputs.mask is None else inputs.mask[:, None]
-        of_sparse = ones[1] if sparse_mask is None else sparse_mask
-        mask = seen(*(x.expand(-1, h, -1) for x in (of_keys, of_sparse)))[:, :, None]
+        ends = [inputs.num_tokens, inputs.num_tokens + sparse_key.shape[2]]
+        of_tokens, of_sparse, of_globals = inputs.key_mask().tensor_split(ends, 2)
+        mask = seen(torch.cat([of_globals, of_tokens], 2), of_sparse)[:, :, None]
     keys, values = seen(inputs.key, sparse_key), seen(inputs.value, sparse_value)
     return product(inputs.query, keys, values, mask, inputs).transpose(1, 2)

@@ -24,6 +24,7 @@ from .contents import (
     is_left,
     told,
 )
+from .files import write_json
 from .layouts import flat
 from .lengths import tokenizer_with_length, with_length
 from .verify import foreign
@@ -120,16 +121,12 @@ def _write_embedder(source, folder, length):
         foreign_fields = [field for field, value in settings.items() if any(foreign({field: value}, name))]
         left |= {f"{field} of {name}": FOREIGN for field in foreign_fields}
         kept = {field: value for field, value in settings.items() if field not in foreign_fields}
-        _write_json(folder / name, with_length(kept, length))
+        write_json(folder / name, with_length(kept, length))
     if source.is_embedder:
-        _write_json(folder / "modules.json", flat(source.modules))
+        write_json(folder / "modules.json", flat(source.modules))
     for path in source.module_folders:
         (folder / path).mkdir(parents=True, exist_ok=True)  # 2_Normalize holds no file
     return left
-
-
-def _write_json(path, content):
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _parsed(path, data):

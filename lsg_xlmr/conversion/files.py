@@ -29,6 +29,11 @@ def read_json(path, kind=object):
     return content
 
 
+def write_json(path, content):
+    """Write `content` to the file `path`, as transformers writes its settings, but for characters as they are."""
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
 def is_inside(path, folder):
     """Whether `path` leads into `folder`, or into the hub's cache if `folder` is a snapshot in it."""
     folder = folder.resolve()

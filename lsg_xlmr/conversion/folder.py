@@ -1,13 +1,13 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
 """What the folder of a converted checkpoint holds beside what transformers writes."""
 
-import json
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from .carry import carry
+from .files import read_json, write_json
 
 
 def save_checkpoint(model, tokenizer, folder, source):
@@ -34,10 +34,10 @@ def save_checkpoint(model, tokenizer, folder, source):
 
 def _name_class_for_all(path):
     """`PreTrainedTokenizerFast` by the name that transformers 4 knows too, which reads ONNX files by optimum."""
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = read_json(path, dict)
     if settings.get("tokenizer_class") == "TokenizersBackend":
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, settings)
 
 
 def _write_special_tokens_map(tokenizer, path):
@@ -49,7 +49,7 @@ def _write_special_tokens_map(tokenizer, path):
         for name, token in tokenizer.special_tokens_map.items()
         if isinstance(token, str) and token in tokens  # not the lists of further ones
     }
-    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, settings)
 
 
 def folder_size(folder):

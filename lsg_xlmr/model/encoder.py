@@ -195,7 +195,7 @@ class LSGLayer(XLMRobertaLayer):
         parts = (global_states, hidden_states, padding_states)
         states, sizes = torch.cat(parts, dim=1), [part.shape[1] for part in parts]
         padding = spare = sizes[2]
-        if is_open(sizes[1]):
+        if is_open(sizes[1]):  # of which more comes along than is needed, see [`LSGEncoder`]
             padding = count_padding(sizes[1], self.attention.self.config)
             states = states[:, : sizes[0] + sizes[1] + padding]
         states = super().forward(states, attention_mask, encoder_hidden_states, num_padding=padding, **kwargs)

@@ -124,7 +124,8 @@ def Attention(  # an ONNX operator's name
             return going_on, whole_block
 
         num_blocks = (num_tokens + b - one) / b
-        contexts = op.Loop(num_blocks, one == one, body=attend)  # blocks n h b d
+        always = one == one  # a loop begins under a condition
+        contexts = op.Loop(num_blocks, always, body=attend)  # blocks n h b d
         rows = op.Concat(op.Constant(value_ints=[0, -1]), op.Slice(shape, axis, last_axis, zero), axis=0)
         token_rows = op.Reshape(op.Transpose(contexts, perm=[1, 0, 3, 2, 4]), rows)
         global_rows = op.Reshape(op.Transpose(global_context, perm=[0, 2, 1, 3]), rows)

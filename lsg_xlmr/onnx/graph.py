@@ -84,6 +84,7 @@ def onnx_model(model, mask_token_id, opset_version, inputs=("input_ids", "attent
         )
         _inline(graph, model, opset_version)
     _name_nodes(graph, config)
+    _spoil_long_texts(graph, config)
     graph.ir_version = find_min_ir_version_for([OperatorSetIdProto(domain="", version=opset_version)])
     NameFixPass()(graph)
     ClearMetadataAndDocStringPass()(graph)  # where in the code each node comes from
@@ -249,19 +250,25 @@ def _name_nodes(graph, config):
     attention_mask.replace_all_uses_with(mask.outputs[0])
     mask.replace_input_with(0, attention_mask)
     graph.graph.insert_before(graph.graph[0], [shape, mask])
-    for node in graph.graph:
-        if node.op_type == "Gather" and node.inputs[0].name.endswith("position_embeddings.weight"):
-            node.name = f"input_ids_may_have_{config.max_sequence_length}_tokens_at_most"
-            break
-    _spoil_long_texts(node, input_ids, config.max_sequence_length)
+    _position_rows(graph).name = f"input_ids_may_have_{config.max_sequence_length}_tokens_at_most"
 
 
-def _spoil_long_texts(gather, input_ids, maximum):
+def _position_rows(graph):
+    """The node that reads the rows of the position embeddings, where too long a text is met."""
+    return next(
+        node
+        for node in graph.graph
+        if node.op_type == "Gather" and node.inputs[0].name.endswith("position_embeddings.weight")
+    )
+
+
+def _spoil_long_texts(graph, config):
     """OpenVINO reads zeros past the last position, without a word: what it then answers is to be NaN."""
+    gather, input_ids = _position_rows(graph), graph.graph.inputs[0]
     dtype = gather.inputs[0].const_value.dtype.numpy()
     maximum, right, wrong = (
         ir.node("Constant", [], {"value": ir.tensor(array)})
-        for array in (np.array([maximum]), np.zeros(1, dtype), np.full(1, np.nan, dtype))
+        for array in (np.array([config.max_sequence_length]), np.zeros(1, dtype), np.full(1, np.nan, dtype))
     )
     length = ir.node("Shape", [input_ids], {"start": len(input_ids.shape) - 1})
     fits = ir.node("LessOrEqual", [length.outputs[0], maximum.outputs[0]])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from family_folders import write_model, write_wordpiece
 from folders import without_mask
+from onnx_answers import MAX_LENGTH, assert_answers_of_model
 from repository import DATA, ROOT, TINY
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -30,8 +31,6 @@ if not hasattr(torch.onnx, "ops"):
 
 SOURCE = DATA / "parity_conversion" / "source"
 BLOCKS = {"block_size": 8, "sparse_block_size": 8}
-MAX_LENGTH = 70
-PER_TOKEN = ("Model", "CausalLM", "QuestionAnswering", "TokenClassification")
 
 
 @pytest.fixture(scope="module")
@@ -65,42 +64,11 @@ def open_file(folder, file="model.onnx"):
     return onnxruntime.InferenceSession(folder / "onnx" / file, providers=["CPUExecutionProvider"])
 
 
-def batches(mask_token_id):
-    """Batches of every kind of length, each row padded another way."""
-    generator = torch.Generator().manual_seed(0)
-    for length in (1, 2, 7, 8, 9, 15, 16, 17, 23, 24, 25, 31, 64, 69, MAX_LENGTH):
-        for batch_size in (1, 5):
-            input_ids = torch.randint(5, 60, (batch_size, length), generator=generator)
-            attention_mask = torch.ones_like(input_ids)
-            attention_mask[1:2, length // 2 + 1 :] = 0
-            attention_mask[2:3, : length // 2] = 0
-            input_ids[attention_mask == 0] = 1
-            attention_mask[3:4, length // 3 : length // 2] = 0
-            attention_mask[4:5, 1:] = 0
-            input_ids[:, -1] = mask_token_id
-            yield {"input_ids": input_ids, "attention_mask": attention_mask}
-
-
 def assert_same_answers(folder):
-    config = json.loads((folder / "config.json").read_text())
-    architecture = config["architectures"][0]
-    mask_token_id = AutoTokenizer.from_pretrained(folder).mask_token_id or 5
-    model, session = ARCHITECTURES[architecture][1].from_pretrained(folder).eval(), open_file(folder)
-    names = [output.name for output in session.get_outputs()]
-    for inputs in batches(mask_token_id):
-        if architecture.endswith("MultipleChoice"):
-            inputs = {name: x[:, None].repeat(1, 3, 1) for name, x in inputs.items()}
-        with torch.no_grad():
-            expected = model(**inputs)
-        answers = session.run(None, {name: x.numpy() for name, x in inputs.items()})
-        for name, answer in zip(names, map(torch.from_numpy, answers)):
-            there, seen = expected[name], inputs["attention_mask"] != 0
-            if architecture.endswith("MaskedLM") and answer.ndim == 2:
-                masks = inputs["input_ids"] == mask_token_id
-                there, answer = there[masks & seen], answer[seen[masks]]
-            elif architecture.endswith(("MaskedLM", *PER_TOKEN)):
-                there, answer = there[seen], answer[seen]
-            torch.testing.assert_close(answer, there, atol=1e-4, rtol=0)
+    session = open_file(folder)
+    assert_answers_of_model(
+        folder, lambda inputs: [session.run(None, {name: x.numpy() for name, x in batch.items()}) for batch in inputs]
+    )
 
 
 @pytest.mark.onnx

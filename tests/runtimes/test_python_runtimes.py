@@ -6,6 +6,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from onnx_answers import LENGTHS, MAX_LENGTH, assert_answers_of_model, batches
 from repository import DATA, ROOT
 from transformers import AutoModel, AutoTokenizer
 
@@ -16,9 +17,7 @@ from lsg_xlmr.conversion import ARCHITECTURES
 pytestmark = pytest.mark.runtimes
 
 SOURCE = DATA / "parity_conversion" / "source"
-BLOCK_SIZE, MAX_LENGTH = 8, 70
-PER_TOKEN = ("Model", "MaskedLM", "CausalLM", "QuestionAnswering", "TokenClassification")
-LENGTHS = (1, 2, 7, 8, 9, 15, 16, 17, 23, 24, 25, 31, 64, 69, MAX_LENGTH)
+BLOCK_SIZE = 8
 
 
 @pytest.fixture(scope="module")
@@ -41,22 +40,6 @@ def checkpoint(tmp_path_factory):
     return make
 
 
-def batches(lengths, mask_token_id):
-    """Of each length a text alone, and five padded in every way."""
-    generator = torch.Generator().manual_seed(0)
-    for length in lengths:
-        for batch_size in (1, 5):
-            input_ids = torch.randint(5, 60, (batch_size, length), generator=generator)
-            attention_mask = torch.ones_like(input_ids)
-            attention_mask[1:2, length // 2 + 1 :] = 0
-            attention_mask[2:3, : length // 2] = 0
-            input_ids[attention_mask == 0] = 1
-            attention_mask[3:4, length // 3 : length // 2] = 0
-            attention_mask[4:5, 1:] = 0
-            input_ids[:, -1] = mask_token_id
-            yield {"input_ids": input_ids, "attention_mask": attention_mask}
-
-
 def answers_elsewhere(python, runtime, file, inputs, work):
     """What `runtime` gives, run by `python`, for each of `inputs`: lists of arrays, in the file's order."""
     named = {f"{i}/{name}": x.numpy() for i, batch in enumerate(inputs) for name, x in batch.items()}
@@ -71,26 +54,8 @@ def answers_elsewhere(python, runtime, file, inputs, work):
 
 
 def assert_same_answers(folder, environment, runtime, work, lengths=LENGTHS):
-    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
-    mask_token_id = AutoTokenizer.from_pretrained(folder).mask_token_id
-    inputs = list(batches(lengths, mask_token_id))
-    if architecture.endswith("MultipleChoice"):
-        inputs = [{name: x[:, None].repeat(1, 3, 1) for name, x in batch.items()} for batch in inputs]
     python, file = environment / "bin" / "python", folder / "onnx" / "model.onnx"
-    answers = answers_elsewhere(python, runtime, file, inputs, work)
-    model = ARCHITECTURES[architecture][1].from_pretrained(folder).eval()
-    for batch, found in zip(inputs, answers, strict=True):
-        with torch.no_grad():
-            outputs = model(**batch)
-        seen, masks = batch["attention_mask"] != 0, batch["input_ids"] == mask_token_id
-        names = ("last_hidden_state", "logits", "start_logits", "end_logits")
-        expected = [outputs[name] for name in names if name in outputs]
-        for there, here in zip(expected, map(torch.from_numpy, found), strict=True):
-            if architecture.endswith("MaskedLM"):
-                there, here = there[masks & seen], here[seen[masks]]
-            elif architecture.endswith(PER_TOKEN):
-                there, here = there[seen], here[seen]
-            torch.testing.assert_close(here, there, atol=1e-4, rtol=0)
+    assert_answers_of_model(folder, lambda inputs: answers_elsewhere(python, runtime, file, inputs, work), lengths)
 
 
 EVERYWHERE = [(version, runtime) for runtime in ("onnxruntime", "openvino") for version in ("oldest", "newest")]
@@ -130,7 +95,7 @@ def test_an_older_onnxruntime_takes_opset_18(checkpoint, runtimes, tmp_path):
 @pytest.mark.parametrize("version", ["oldest", "newest"])
 def test_a_text_over_the_maximum_has_no_answer(checkpoint, runtimes, tmp_path, version):
     python, file = runtimes / version / "bin" / "python", checkpoint() / "onnx" / "model.onnx"
-    inputs = list(batches([MAX_LENGTH + 1], 7))
+    inputs = list(batches(7, [MAX_LENGTH + 1]))
     with pytest.raises(AssertionError, match="input_ids_may_have_70_tokens_at_most"):
         answers_elsewhere(python, "onnxruntime", file, inputs, tmp_path)
     for (states,) in answers_elsewhere(python, "openvino", file, inputs, tmp_path):
