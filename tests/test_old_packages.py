@@ -29,10 +29,10 @@ importlib.import_module(name)
     "package, version, needed, name",
     [
         ("transformers", "4.57.6", "5.0", "lsg_xlmr"),
-        ("transformers", "4.57.6", "5.0", "lsg_xlmr.cli"),
-        ("transformers", "4.57.6", "5.0", "flat.modeling_lsg_xlm_roberta"),
-        ("transformers", "4.9.0", "5.0", "flat.configuration_lsg"),
-        ("torch", "2.5.1+cpu", "2.6", "lsg_xlmr"),
+        pytest.param("transformers", "4.57.6", "5.0", "lsg_xlmr.cli", marks=pytest.mark.slow),
+        pytest.param("transformers", "4.57.6", "5.0", "flat.modeling_lsg_xlm_roberta", marks=pytest.mark.slow),
+        pytest.param("transformers", "4.9.0", "5.0", "flat.configuration_lsg", marks=pytest.mark.slow),
+        pytest.param("torch", "2.5.1+cpu", "2.6", "lsg_xlmr", marks=pytest.mark.slow),
         ("torch", "2.5.1+cpu", "2.6", "flat.modeling_lsg_xlm_roberta"),
     ],
 )

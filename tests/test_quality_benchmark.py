@@ -124,6 +124,7 @@ class Steps(TrainerCallback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_stopped_training_goes_on(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(SOURCE)
     torch.manual_seed(0)

@@ -90,6 +90,7 @@ def test_block_sizes_share_it_too(tiny_config, counter):
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 def test_no_number_of_sizes_is_too_many(tiny_config, counter):
     """torch compiles the code of a function eight times, and then runs it as it is."""
     sizes = set()
@@ -144,6 +145,7 @@ def test_dropout_is_announced_and_exact(tiny_config, monkeypatch, caplog):
     assert "attention_probs_dropout_prob=0.0" in record.message and "5.1 times" in record.message
 
 
+@pytest.mark.slow
 def test_a_compiled_model_has_windows(tiny_config, token_ids, monkeypatch):
     use_flex_on_cpu(monkeypatch)
 

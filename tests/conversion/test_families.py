@@ -235,7 +235,9 @@ def test_the_tokens_of_a_sentencepiece_model_alone(tmp_path):
     assert pair == both(*TEXTS[:2])["input_ids"] and pair.count(2) == 3  # </s></s> between
 
 
-@pytest.mark.parametrize("architecture", ["RobertaForMaskedLM", "BertForMaskedLM"])
+@pytest.mark.parametrize(
+    "architecture", [pytest.param("RobertaForMaskedLM", marks=pytest.mark.slow), "BertForMaskedLM"]
+)
 def test_the_command_line_converts_and_tries(tmp_path, architecture, capsys):
     source, target = tmp_path / "source", tmp_path / "target"
     write_model(source, architecture, vocab_size=700)

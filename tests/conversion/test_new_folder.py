@@ -179,7 +179,7 @@ def in_a_process(*options, largest_file=resource.RLIM_INFINITY):
     )
 
 
-@pytest.mark.parametrize("share", [0.2, 0.5])
+@pytest.mark.parametrize("share", [0.2, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_files_that_may_not_grow(place, share):
     """As on a full disk: the weights, or what comes before them, cannot be written."""
     before = content()

@@ -311,6 +311,7 @@ if sys.argv[1] == "again":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call, printed", [("first", ["600"]), ("again", ["600", "600"])])
 def test_at_the_interpreters_end_there_are_no_threads(call, printed):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -85,7 +85,7 @@ def exported(model, inputs, strict=False, dims=(Dim.DYNAMIC, Dim.DYNAMIC)):
 
 
 @NEEDS_EXPORT
-@pytest.mark.parametrize("length", [12, 41])
+@pytest.mark.parametrize("length", [12, pytest.param(41, marks=pytest.mark.slow)])
 def test_exported_at_one_length(make, length):
     model = make(num_global_tokens=2)
     assert_same_answers(exported(model, batch(2, length)), model)
@@ -170,6 +170,7 @@ def test_exported_for_short_texts_it_is_full_attention_and_refuses_longer_ones(m
 
 
 @NEEDS_EXPORT
+@pytest.mark.slow
 def test_export_leaves_the_model_as_it_was(make):
     """Random projections that an export would draw are no numbers, and must not be found again."""
     inputs = batch(3, 41)
@@ -190,7 +191,9 @@ def traced(model, inputs):
         return torch.jit.trace(model, inputs)
 
 
-@pytest.mark.parametrize("length", [5, 12, 41])
+@pytest.mark.parametrize(
+    "length", [pytest.param(5, marks=pytest.mark.slow), 12, pytest.param(41, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("kind", TYPES)
 def test_traced(make, kind, length):
     model = make(sparsity_type=kind)

@@ -94,7 +94,7 @@ def train(name, tiny_config, folder, accumulation, processes=1):
     return trainer.state.log_history[0]["loss"], model.state_dict()
 
 
-@pytest.mark.parametrize("accumulation", [2, 4])
+@pytest.mark.parametrize("accumulation", [2, pytest.param(4, marks=pytest.mark.slow)])
 @every_head
 def test_accumulated_steps(name, tiny_config, tmp_path, accumulation):
     whole_loss, whole = train(name, tiny_config, tmp_path / "whole", 1)

@@ -74,6 +74,7 @@ def test_threads_with_gradients(tiny_config, token_ids):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
 def test_workers_forked_after_a_first_call():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
