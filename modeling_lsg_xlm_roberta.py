@@ -4,37 +4,40 @@
 XLM-RoBERTa with LSG attention, in one file.
 
  line  section                         what it is
-  123  attention/lengths               What depends on an input's length
-  170  attention/pattern               The LSG pattern, and what every implementation of it is given
-  320  attention/causal_pattern        The causal LSG pattern, and what its implementations are given
-  393  attention/sparsity              The sparse tokens of LSG attention, made in six ways
-  573  attention/encoder_attention     LSG attention of an encoder
-  609  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
-  670  attention/eager                 LSG attention by its definition
-  710  attention/full                  Attention of the queries that see every key
-  736  attention/windowed              LSG attention by `scaled_dot_product_attention`
-  793  attention/flex                  LSG attention by torch's FlexAttention
-  915  attention/packed                A batch laid out as one sequence, of one of a few lengths
- 1003  attention/block_mask            FlexAttention's block mask of the LSG pattern, by arithmetic
- 1120  attention/blocks                Which products LSG attention consists of, block by block
- 1241  attention/blockwise             LSG attention one block of queries at a time, with its backward
- 1469  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
- 1582  cpu/plain                       Which modules may be called in pieces and on other threads
- 1633  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
- 1804  cpu/dropout                     Dropout on CPU that spends one random byte an element
- 1860  cpu/memory                      Memory on CPU that is used again
- 1878  model/checks                    What the inputs of a model must be, said before torch fails within
- 2002  model/cache                     What causal LSG attention keeps of the tokens before
- 2112  model/mask                      From a user's `attention_mask` to the mask of all keys
- 2147  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
- 2244  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 2522  model/labels                    What the labels of each head must be
- 2638  model/losses                    Losses of a batch that comes in parts
- 2692  model/frozen_head               An LM head as it was at one moment, to be used at a later one
- 2777  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
- 2997  model/trained_rows              An embedding of which the first rows alone are trained
- 3031  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 3385  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+  127  attention/lengths               What depends on an input's length
+  174  attention/pattern               The LSG pattern, and what every implementation of it is given
+  324  attention/causal_pattern        The causal LSG pattern, and what its implementations are given
+  397  attention/sparsity              The sparse tokens of LSG attention, made in six ways
+  577  attention/encoder_attention     LSG attention of an encoder
+  613  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
+  674  attention/eager                 LSG attention by its definition
+  714  attention/full                  Attention of the queries that see every key
+  740  attention/windowed              LSG attention by `scaled_dot_product_attention`
+  797  attention/flex                  LSG attention by torch's FlexAttention
+  919  attention/packed                A batch laid out as one sequence, of one of a few lengths
+ 1007  attention/block_mask            FlexAttention's block mask of the LSG pattern, by arithmetic
+ 1124  attention/blocks                Which products LSG attention consists of, block by block
+ 1245  attention/blockwise             LSG attention one block of queries at a time, with its backward
+ 1473  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
+ 1586  cpu/libraries                   Which library's products are the quickest on this CPU
+ 1618  cpu/plain                       Which modules may be called in pieces and on other threads
+ 1683  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
+ 1867  cpu/products                    Linear layers in float32 on CPUs where torch's own products are slow
+ 1985  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 2041  cpu/memory                      Memory on CPU that is used again
+ 2059  model/checks                    What the inputs of a model must be, said before torch fails within
+ 2183  model/cache                     What causal LSG attention keeps of the tokens before
+ 2293  model/mask                      From a user's `attention_mask` to the mask of all keys
+ 2328  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
+ 2425  model/dense                     XLM-RoBERTa's modules around a linear layer, with the fastest product for it
+ 2496  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 2763  model/labels                    What the labels of each head must be
+ 2879  model/losses                    Losses of a batch that comes in parts
+ 2933  model/frozen_head               An LM head as it was at one moment, to be used at a later one
+ 3018  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
+ 3238  model/trained_rows              An embedding of which the first rows alone are trained
+ 3272  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 3628  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
@@ -85,6 +88,7 @@ from transformers.activations import (
     NewGELUActivation,
     QuickGELUActivation,
     SiLUActivation,
+    gelu,
 )
 from transformers.cache_utils import DynamicLayer
 from transformers.initialization import no_init_weights
@@ -1579,6 +1583,38 @@ def _seeded(seed):
         yield
 
 
+# ==== cpu/libraries ==================================================================================================
+# Which library's products are the quickest on this CPU.
+#
+# Torch takes MKL's, which keeps its best kernels for Intel's CPUs. oneDNN, which is in every torch, is quicker on
+# AMD's with AVX-512: 1.05 to 1.15 times on Zen 4, about twice on Zen 5. Which one serves is said by the CPU and not by
+# a trial: a trial beside a busy neighbour may end otherwise than the one before, and the same program would give other
+# bits.
+
+
+ZEN_5 = 26  # AMD's number of the family
+
+
+@lru_cache
+def prefers_onednn():
+    """Whether oneDNN's products are the quicker ones on this CPU."""
+    return (
+        amd_family() is not None
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and torch.backends.mkl.is_available()
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+@lru_cache
+def amd_family():
+    """AMD's number of the CPU's family (25 for Zen 4, 26 for Zen 5); `None` of others' CPUs, and off Linux."""
+    path = Path("/proc/cpuinfo")
+    match = re.search(r"AuthenticAMD\ncpu family\s*:\s*(\d+)", path.read_text() if path.exists() else "")
+    return int(match[1]) if match else None
+
+
 # ==== cpu/plain ======================================================================================================
 # Which modules may be called in pieces and on other threads: those known to give the same numbers so.
 #
@@ -1614,16 +1650,30 @@ def is_plain(module):
     """
     modules = [module]
     for module in modules:  # which grows meanwhile
-        attributes, forward = vars(module), getattr(module.forward, "__func__", None)
-        if _PLAIN.get(type(module), module) is not forward or not _REPLACEABLE.isdisjoint(attributes):
+        if module.training or not _is_as_made(module):
             return False
-        if module.training or attributes["_forward_pre_hooks"] or not _only_observe(attributes["_forward_hooks"]):
-            return False
-        for tensor in attributes["_parameters"].values():
-            if tensor is not None and (type(tensor) not in TENSORS or not tensor.is_floating_point()):
-                return False
-        modules += [child for child in attributes["_modules"].values() if child is not None]
+        modules += [child for child in module._modules.values() if child is not None]
     return not _has_any_global_hook()
+
+
+def is_plain_linear(module):
+    """Whether `module` (`nn.Module`) is a `nn.Linear` and its product all that it does, in any mode."""
+    return (
+        type(module) is nn.Linear
+        and _is_as_made(module)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+        and not _has_any_global_hook()
+    )
+
+
+def _is_as_made(module):
+    attributes, forward = vars(module), getattr(module.forward, "__func__", None)
+    if _PLAIN.get(type(module), module) is not forward or not _REPLACEABLE.isdisjoint(attributes):
+        return False
+    if attributes["_forward_pre_hooks"] or not _only_observe(attributes["_forward_hooks"]):
+        return False
+    tensors = [tensor for tensor in attributes["_parameters"].values() if tensor is not None]
+    return all(type(tensor) in TENSORS and tensor.is_floating_point() for tensor in tensors)
 
 
 def _only_observe(hooks):
@@ -1643,6 +1693,8 @@ def _only_observe(hooks):
 PIECEWISE_DEVICES = ("cpu",)
 # In a piece on one thread, and in one whose operations all threads share.
 POSITIONS, POSITIONS_SHARED = 256, 1024
+# Where oneDNN serves, which has a kernel for every number of rows, pieces have multiples of so many, but for the last.
+ALIGNMENT = 32
 
 
 def runs_in_pieces(x):
@@ -1650,20 +1702,27 @@ def runs_in_pieces(x):
     return x.device.type in PIECEWISE_DEVICES and not is_tracing(x) and type(x) in TENSORS
 
 
-def has_own_threads(x):
+def is_eager(x):
     """
-    Whether work on `x` (`torch.Tensor`) may leave the caller's thread: not where gradients or autocast, a transform of
-    `torch.func` or a mode that sees operations hold for that thread, nor where it has only one to work on.
+    Whether operations on `x` (`torch.Tensor`) on CPU are done as they come: no autocast, no derivative in forward
+    mode, no transform of `torch.func` and no mode that sees operations, all of which hold for the thread.
     """
     return (
         runs_in_pieces(x)
-        and torch.get_num_threads() > 1
-        and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
+        and torch.autograd.forward_ad._current_level < 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._len_torch_function_stack() == 0
     )
+
+
+def has_own_threads(x):
+    """
+    Whether work on `x` (`torch.Tensor`) may leave the caller's thread: not where gradients or anything else holds for
+    that thread ([`is_eager`]), nor where it has only one to work on.
+    """
+    return is_eager(x) and torch.get_num_threads() > 1 and not torch.is_grad_enabled()
 
 
 def run_on_own_threads(function, *args, **kwargs):
@@ -1745,7 +1804,10 @@ def in_pieces(function, modules, *states, num_results=1):
     num_positions, num_threads = states[0].shape[:2].numel(), num_parallel()
     size = POSITIONS_SHARED if num_threads == 1 else POSITIONS
     num_pieces = max(1, round(num_positions / (size * num_threads))) * num_threads
-    if num_pieces == 1 or not all(map(is_plain, modules)):
+    unit = min(ALIGNMENT, size) if prefers_onednn() else 1
+    bounds = {round(num_positions * i / num_pieces / unit) * unit for i in range(1, num_pieces)}
+    bounds = sorted({*bounds, num_positions // unit * unit} - {0, num_positions})
+    if not bounds or not all(map(is_plain, modules)):
         return function(*states)
     results = [torch.empty_like(states[0], memory_format=torch.contiguous_format) for _ in range(num_results)]
 
@@ -1753,7 +1815,8 @@ def in_pieces(function, modules, *states, num_results=1):
         for result, value in zip(piece[len(states) :], function(*piece[: len(states)])):
             result.copy_(value)
 
-    run_in_parallel(run, list(zip(*(x.flatten(0, 1).tensor_split(num_pieces) for x in (*states, *results)))))
+    pieces = zip(*(x.flatten(0, 1).tensor_split(bounds) for x in (*states, *results)))
+    run_in_parallel(run, list(pieces))
     return results
 
 
@@ -1799,6 +1862,124 @@ def _without_gradients(inference_mode, function, args, kwargs):
     """Both modes are a thread's own, and ours begin with gradients."""
     with torch.inference_mode(inference_mode), torch.no_grad():
         return function(*args, **kwargs)
+
+
+# ==== cpu/products ===================================================================================================
+# Linear layers in float32 on CPUs where torch's own products are slow.
+#
+# oneDNN, whose products are quicker there, adds in another order, so that numbers differ in the last bits, and makes a
+# kernel for every number of rows, which takes a millisecond and stays.
+
+
+# Of one sum: a longer one is cut, or oneDNN's error would be more than twice MKL's.
+LONGEST_SUM = 1024
+# From so many rows on cut weights are worth their copy, and rows that fill up the last `ALIGNMENT` cost less than the
+# quicker product spares.
+MIN_ROWS_CUT, MIN_ROWS_FILLED = 512, 16 * ALIGNMENT
+
+
+def fastest(linear, states):
+    """
+    How `linear` is best applied to `states`, or to parts of them.
+
+    Args:
+        linear (`nn.Module`): any; what is not a plain `nn.Linear` in float32 is called as it is, and so is one whose
+            product is traced, transformed, watched, or to be less exact by torch's public switches.
+        states (`torch.Tensor` of shape `(..., in_features)`).
+
+    Returns:
+        a function from states, `(..., in_features)`, to `(..., out_features)`. The root mean square of its error
+        against float64 is at most twice that of torch's own product.
+    """
+    if not prefers_onednn() or not _is_asked_for(states) or not is_plain_linear(linear):
+        return linear
+    num_rows, is_cut = states.shape[:-1].numel(), linear.in_features > LONGEST_SUM
+    if is_cut and num_rows < MIN_ROWS_CUT:
+        return linear
+    needs_gradients = states.requires_grad or any(parameter.requires_grad for parameter in linear.parameters())
+    if torch.is_grad_enabled() and needs_gradients:
+        return partial(_with_gradients, linear) if num_rows >= ALIGNMENT else linear
+    return partial(_without_kernels_of_its_own, linear, _parts(linear.weight))
+
+
+def _is_asked_for(states):
+    """Whether torch would do this product at once, in float32, and may use oneDNN."""
+    if states.dtype != torch.float32 or not is_eager(states) or not torch.backends.mkldnn.enabled:
+        return False
+    settings = getattr(torch.backends.mkldnn, "matmul", None)
+    if hasattr(settings, "fp32_precision"):  # from torch 2.9 on, where the older question may be an error
+        return settings.fp32_precision in ("none", "ieee")
+    return torch.get_float32_matmul_precision() == "highest"
+
+
+def _without_kernels_of_its_own(linear, parts, states):
+    """`linear(states)`, for numbers of rows that are multiples of `ALIGNMENT`, so that there are few kernels."""
+    num_rows = states.shape[:-1].numel()
+    missing = -num_rows % ALIGNMENT
+    if num_rows < ALIGNMENT or (missing and num_rows < MIN_ROWS_FILLED):
+        return linear(states)
+    rows = states.reshape(num_rows, -1)
+    if missing:
+        rows = torch.nn.functional.pad(rows, (0, 0, 0, missing))
+    return _product(rows, parts, linear.bias)[:num_rows].view(*states.shape[:-1], -1)
+
+
+def _with_gradients(linear, states):
+    rows = states.reshape(-1, states.shape[-1])
+    return _Product.apply(rows, linear.weight, linear.bias).view(*states.shape[:-1], -1)
+
+
+class _Product(torch.autograd.Function):
+    """
+    `rows @ weight.T + bias` with `rows` of shape `(n, k)`, `weight` `(m, k)` and `bias` `(m,)` or `None`. Its backward
+    pass is made of such products and so has one itself.
+    """
+
+    @staticmethod
+    def forward(ctx, rows, weight, bias):
+        ctx.save_for_backward(rows, weight)
+        return _product(rows, _parts(weight), bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        rows, weight = ctx.saved_tensors
+        of_rows, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            _rows_times(grad, weight.t()) if of_rows else None,
+            _rows_times(grad.t(), rows.t(), prefers_onednn() and amd_family() >= ZEN_5) if of_weight else None,
+            grad.sum(0) if of_bias else None,
+        )
+
+
+def _rows_times(rows, columns, is_quicker=True):
+    """`rows @ columns.T`; MKL is quicker on Zen 4 where both lie in memory by columns."""
+    if not is_quicker or not _is_asked_for(rows):
+        return rows @ columns.t()
+    if torch.is_grad_enabled():
+        return _Product.apply(rows, columns, None)
+    return _product(rows, _parts(columns), None)
+
+
+def _parts(weight):
+    """
+    `weight` (`m k`) cut into columns of at most `LONGEST_SUM`, each dense: for others oneDNN has no kernel and takes
+    a thousand times as long.
+    """
+    parts = weight.detach().chunk(-(-weight.shape[1] // LONGEST_SUM), 1)
+    return [part if part.is_contiguous() or part.t().is_contiguous() else part.contiguous() for part in parts]
+
+
+def _product(rows, parts, bias):
+    """`rows @ weight.T + bias`, `n m`, of the `parts` of the weight."""
+    if not (rows.is_contiguous() or rows.t().is_contiguous()):
+        rows = rows.contiguous()
+    result = None
+    for columns, part in zip(rows.split([part.shape[1] for part in parts], 1), parts):
+        if result is None:
+            result = torch.ops.mkldnn._linear_pointwise(columns, part, bias, "none", [], "")
+        else:
+            result = torch.ops.mkldnn._linear_pointwise(columns, result, part, None, "add")
+    return result
 
 
 # ==== cpu/dropout ====================================================================================================
@@ -2241,6 +2422,77 @@ class LSGEmbeddings(XLMRobertaEmbeddings):
             )
 
 
+# ==== model/dense ====================================================================================================
+# XLM-RoBERTa's modules around a linear layer, with the fastest product for it.
+
+
+@plain
+class LSGSelfOutput(XLMRobertaSelfOutput):
+    """XLM-RoBERTa's projection of the context; see [`in_pieces`]."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.dropout = LSGDropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states, input_tensor):
+        """
+        Args:
+            hidden_states, input_tensor (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): the context, and
+                what the layer was given.
+        """
+        dense = fastest(self.dense, hidden_states)
+        return in_pieces(
+            lambda context, states: (self.LayerNorm(self.dropout(dense(context)) + states),),
+            self.children(),
+            hidden_states,
+            input_tensor,
+        )[0]
+
+
+@plain
+class LSGIntermediate(XLMRobertaIntermediate):
+    """XLM-RoBERTa's first half of the feed-forward part."""
+
+    def forward(self, hidden_states):
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `(..., hidden_size)`).
+        """
+        return self.intermediate_act_fn(fastest(self.dense, hidden_states)(hidden_states))
+
+
+@plain
+class LSGOutput(XLMRobertaOutput):
+    """XLM-RoBERTa's second half of the feed-forward part."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.dropout = LSGDropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states, input_tensor, dense=None):
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `(..., intermediate_size)`).
+            input_tensor (`torch.Tensor` of shape `(..., hidden_size)`).
+            dense (`Callable`, *optional*): the product of `self.dense`, where it is known how that is best done.
+        """
+        dense = dense or fastest(self.dense, hidden_states)
+        return self.LayerNorm(self.dropout(dense(hidden_states)) + input_tensor)
+
+
+@plain
+class LSGLMHead(XLMRobertaLMHead):
+    """XLM-RoBERTa's LM head."""
+
+    def forward(self, features, **kwargs):
+        """
+        Args:
+            features (`torch.Tensor` of shape `(..., hidden_size)`).
+        """
+        states = self.layer_norm(gelu(fastest(self.dense, features)(features)))
+        return fastest(self.decoder, states)(states)
+
+
 # ==== model/encoder ==================================================================================================
 # XLM-RoBERTa's encoder with another self-attention: the global tokens run beside the tokens.
 
@@ -2285,12 +2537,13 @@ class LSGAttention(XLMRobertaSelfAttention):
             logger.warning_once(f"`output_attentions=True` needs eager attention: {implementation} gives way to it.")
             implementation = "eager"
         hidden_shape = (*hidden_states.shape[:2], -1, self.attention_head_size)
-        projections = self.query, self.key, self.value
+        modules = self.query, self.key, self.value
+        projections = [fastest(module, hidden_states) for module in modules]
         query, key, value = (
             x.view(hidden_shape).transpose(1, 2)  # n h T d
             for x in in_pieces(
                 lambda states: tuple(projection(states) for projection in projections),
-                projections,
+                modules,
                 hidden_states,
                 num_results=3,
             )
@@ -2358,24 +2611,6 @@ class LSGAttention(XLMRobertaSelfAttention):
 
 
 @plain
-class LSGSelfOutput(XLMRobertaSelfOutput):
-    """XLM-RoBERTa's projection of the context; see [`in_pieces`]."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.dropout = LSGDropout(config.hidden_dropout_prob)
-
-    def forward(self, hidden_states, input_tensor):
-        """
-        Args:
-            hidden_states, input_tensor (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): the context, and
-                what the layer was given.
-        """
-        forward = super().forward
-        return in_pieces(lambda *states: (forward(*states),), self.children(), hidden_states, input_tensor)[0]
-
-
-@plain
 class LSGLayer(XLMRobertaLayer):
     """
     XLM-RoBERTa's layer on globals, tokens and padding together. Takes and returns them apart, so that the hidden
@@ -2386,7 +2621,7 @@ class LSGLayer(XLMRobertaLayer):
         super().__init__(config, layer_idx=layer_idx)
         self.attention.self = LSGAttention(config, is_causal=config.is_decoder, layer_idx=layer_idx)
         self.attention.output = LSGSelfOutput(config)
-        self.output.dropout = LSGDropout(config.hidden_dropout_prob)
+        self.intermediate, self.output = LSGIntermediate(config), LSGOutput(config)
 
     def forward(
         self,
@@ -2424,6 +2659,12 @@ class LSGLayer(XLMRobertaLayer):
     def feed_forward_chunk(self, attention_output):
         """The feed-forward part; see [`in_pieces`]."""
         forward = super().feed_forward_chunk
+        if type(self.output) is LSGOutput:
+            down = fastest(self.output.dense, attention_output)  # here, because it may copy the weight
+
+            def forward(states):
+                return self.output(self.intermediate(states), states, down)
+
         return in_pieces(lambda states: (forward(states),), (self.intermediate, self.output), attention_output)[0]
 
 
@@ -2693,7 +2934,7 @@ def question_answering_loss(model, outputs, num_items_in_batch, start_positions,
 # An LM head as it was at one moment, to be used at a later one.
 
 
-PARTS_OF_HEAD = [XLMRobertaLMHead, nn.Linear, nn.LayerNorm, nn.Linear]
+PARTS_OF_HEAD = [LSGLMHead, nn.Linear, nn.LayerNorm, nn.Linear]
 
 
 class FrozenHead:
@@ -3253,6 +3494,8 @@ class _LSGHead:
             # transformers 5.0 builds the multiple choice head without the pooler that its forward needs
             has_pooler = self.roberta.pooler is not None or isinstance(self, XLMRobertaForMultipleChoice)
             self.roberta = LSGXLMRobertaModel(config, add_pooling_layer=has_pooler)
+            if hasattr(self, "lm_head"):
+                self.lm_head = LSGLMHead(config)
         self.post_init()
 
 

@@ -53,16 +53,30 @@ def is_plain(module):
     """
     modules = [module]
     for module in modules:  # which grows meanwhile
-        attributes, forward = vars(module), getattr(module.forward, "__func__", None)
-        if _PLAIN.get(type(module), module) is not forward or not _REPLACEABLE.isdisjoint(attributes):
+        if module.training or not _is_as_made(module):
             return False
-        if module.training or attributes["_forward_pre_hooks"] or not _only_observe(attributes["_forward_hooks"]):
-            return False
-        for tensor in attributes["_parameters"].values():
-            if tensor is not None and (type(tensor) not in TENSORS or not tensor.is_floating_point()):
-                return False
-        modules += [child for child in attributes["_modules"].values() if child is not None]
+        modules += [child for child in module._modules.values() if child is not None]
     return not _has_any_global_hook()
+
+
+def is_plain_linear(module):
+    """Whether `module` (`nn.Module`) is a `nn.Linear` and its product all that it does, in any mode."""
+    return (
+        type(module) is nn.Linear
+        and _is_as_made(module)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+        and not _has_any_global_hook()
+    )
+
+
+def _is_as_made(module):
+    attributes, forward = vars(module), getattr(module.forward, "__func__", None)
+    if _PLAIN.get(type(module), module) is not forward or not _REPLACEABLE.isdisjoint(attributes):
+        return False
+    if attributes["_forward_pre_hooks"] or not _only_observe(attributes["_forward_hooks"]):
+        return False
+    tensors = [tensor for tensor in attributes["_parameters"].values() if tensor is not None]
+    return all(type(tensor) in TENSORS and tensor.is_floating_point() for tensor in tensors)
 
 
 def _only_observe(hooks):

@@ -18,6 +18,7 @@ from functools import lru_cache
 import torch
 from transformers.utils.import_utils import is_tracing
 
+from .libraries import prefers_onednn
 from .plain import TENSORS, is_plain
 
 
@@ -25,6 +26,8 @@ from .plain import TENSORS, is_plain
 PIECEWISE_DEVICES = ("cpu",)
 # In a piece on one thread, and in one whose operations all threads share.
 POSITIONS, POSITIONS_SHARED = 256, 1024
+# Where oneDNN serves, which has a kernel for every number of rows, pieces have multiples of so many, but for the last.
+ALIGNMENT = 32
 
 
 def runs_in_pieces(x):
@@ -32,20 +35,27 @@ def runs_in_pieces(x):
     return x.device.type in PIECEWISE_DEVICES and not is_tracing(x) and type(x) in TENSORS
 
 
-def has_own_threads(x):
+def is_eager(x):
     """
-    Whether work on `x` (`torch.Tensor`) may leave the caller's thread: not where gradients or autocast, a transform of
-    `torch.func` or a mode that sees operations hold for that thread, nor where it has only one to work on.
+    Whether operations on `x` (`torch.Tensor`) on CPU are done as they come: no autocast, no derivative in forward
+    mode, no transform of `torch.func` and no mode that sees operations, all of which hold for the thread.
     """
     return (
         runs_in_pieces(x)
-        and torch.get_num_threads() > 1
-        and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
+        and torch.autograd.forward_ad._current_level < 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._len_torch_function_stack() == 0
     )
+
+
+def has_own_threads(x):
+    """
+    Whether work on `x` (`torch.Tensor`) may leave the caller's thread: not where gradients or anything else holds for
+    that thread ([`is_eager`]), nor where it has only one to work on.
+    """
+    return is_eager(x) and torch.get_num_threads() > 1 and not torch.is_grad_enabled()
 
 
 def run_on_own_threads(function, *args, **kwargs):
@@ -127,7 +137,10 @@ def in_pieces(function, modules, *states, num_results=1):
     num_positions, num_threads = states[0].shape[:2].numel(), num_parallel()
     size = POSITIONS_SHARED if num_threads == 1 else POSITIONS
     num_pieces = max(1, round(num_positions / (size * num_threads))) * num_threads
-    if num_pieces == 1 or not all(map(is_plain, modules)):
+    unit = min(ALIGNMENT, size) if prefers_onednn() else 1
+    bounds = {round(num_positions * i / num_pieces / unit) * unit for i in range(1, num_pieces)}
+    bounds = sorted({*bounds, num_positions // unit * unit} - {0, num_positions})
+    if not bounds or not all(map(is_plain, modules)):
         return function(*states)
     results = [torch.empty_like(states[0], memory_format=torch.contiguous_format) for _ in range(num_results)]
 
@@ -135,7 +148,8 @@ def in_pieces(function, modules, *states, num_results=1):
         for result, value in zip(piece[len(states) :], function(*piece[: len(states)])):
             result.copy_(value)
 
-    run_in_parallel(run, list(zip(*(x.flatten(0, 1).tensor_split(num_pieces) for x in (*states, *results)))))
+    pieces = zip(*(x.flatten(0, 1).tensor_split(bounds) for x in (*states, *results)))
+    run_in_parallel(run, list(pieces))
     return results
 
 

@@ -9,7 +9,6 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import (
     XLMRobertaEncoder,
     XLMRobertaLayer,
     XLMRobertaSelfAttention,
-    XLMRobertaSelfOutput,
 )
 from transformers.utils import logging
 
@@ -20,11 +19,12 @@ from ..attention.flex import has_flex_attention
 from ..attention.lengths import count_padding, is_open, is_short
 from ..attention.pattern import AttentionInputs
 from ..attention.sparsity import lsh_cluster_counts, lsh_projections
-from ..cpu.dropout import LSGDropout
 from ..cpu.plain import is_plain, plain
+from ..cpu.products import fastest
 from ..cpu.threads import has_own_threads, in_pieces, run_on_own_threads
 from .cache import CACHE, LSGCacheLayer, self_attention_cache
 from .checks import check_states
+from .dense import LSGIntermediate, LSGOutput, LSGSelfOutput
 from .mask import key_mask
 
 
@@ -68,12 +68,13 @@ class LSGAttention(XLMRobertaSelfAttention):
             logger.warning_once(f"`output_attentions=True` needs eager attention: {implementation} gives way to it.")
             implementation = "eager"
         hidden_shape = (*hidden_states.shape[:2], -1, self.attention_head_size)
-        projections = self.query, self.key, self.value
+        modules = self.query, self.key, self.value
+        projections = [fastest(module, hidden_states) for module in modules]
         query, key, value = (
             x.view(hidden_shape).transpose(1, 2)  # n h T d
             for x in in_pieces(
                 lambda states: tuple(projection(states) for projection in projections),
-                projections,
+                modules,
                 hidden_states,
                 num_results=3,
             )
@@ -141,24 +142,6 @@ class LSGAttention(XLMRobertaSelfAttention):
 
 
 @plain
-class LSGSelfOutput(XLMRobertaSelfOutput):
-    """XLM-RoBERTa's projection of the context; see [`in_pieces`]."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.dropout = LSGDropout(config.hidden_dropout_prob)
-
-    def forward(self, hidden_states, input_tensor):
-        """
-        Args:
-            hidden_states, input_tensor (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): the context, and
-                what the layer was given.
-        """
-        forward = super().forward
-        return in_pieces(lambda *states: (forward(*states),), self.children(), hidden_states, input_tensor)[0]
-
-
-@plain
 class LSGLayer(XLMRobertaLayer):
     """
     XLM-RoBERTa's layer on globals, tokens and padding together. Takes and returns them apart, so that the hidden
@@ -169,7 +152,7 @@ class LSGLayer(XLMRobertaLayer):
         super().__init__(config, layer_idx=layer_idx)
         self.attention.self = LSGAttention(config, is_causal=config.is_decoder, layer_idx=layer_idx)
         self.attention.output = LSGSelfOutput(config)
-        self.output.dropout = LSGDropout(config.hidden_dropout_prob)
+        self.intermediate, self.output = LSGIntermediate(config), LSGOutput(config)
 
     def forward(
         self,
@@ -207,6 +190,12 @@ class LSGLayer(XLMRobertaLayer):
     def feed_forward_chunk(self, attention_output):
         """The feed-forward part; see [`in_pieces`]."""
         forward = super().feed_forward_chunk
+        if type(self.output) is LSGOutput:
+            down = fastest(self.output.dense, attention_output)  # here, because it may copy the weight
+
+            def forward(states):
+                return self.output(self.intermediate(states), states, down)
+
         return in_pieces(lambda states: (forward(states),), (self.intermediate, self.output), attention_output)[0]
 
 

@@ -7,10 +7,11 @@ from copy import deepcopy
 import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
-from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLMHead
+
+from .dense import LSGLMHead
 
 
-PARTS_OF_HEAD = [XLMRobertaLMHead, nn.Linear, nn.LayerNorm, nn.Linear]
+PARTS_OF_HEAD = [LSGLMHead, nn.Linear, nn.LayerNorm, nn.Linear]
 
 
 class FrozenHead:

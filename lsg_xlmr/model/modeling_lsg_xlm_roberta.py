@@ -35,6 +35,7 @@ from ..attention.encoder_attention import IMPLEMENTATIONS
 from ..configuration_lsg import LSGConfig, LSGXLMRobertaConfig
 from .cache import CACHE, self_attention_cache
 from .checks import check_arguments, check_ids, check_states
+from .dense import LSGLMHead
 from .embeddings import GlobalStates, LSGEmbeddings
 from .encoder import LSGEncoder
 from .labels import explains_labels, wrong_answers, wrong_choices, wrong_text_labels, wrong_token_labels
@@ -260,6 +261,8 @@ class _LSGHead:
             # transformers 5.0 builds the multiple choice head without the pooler that its forward needs
             has_pooler = self.roberta.pooler is not None or isinstance(self, XLMRobertaForMultipleChoice)
             self.roberta = LSGXLMRobertaModel(config, add_pooling_layer=has_pooler)
+            if hasattr(self, "lm_head"):
+                self.lm_head = LSGLMHead(config)
         self.post_init()
 
 
