@@ -23,21 +23,21 @@ XLM-RoBERTa with LSG attention, in one file.
  1618  cpu/plain                       Which modules may be called in pieces and on other threads
  1683  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
  1867  cpu/products                    Linear layers in float32 on CPUs where torch's own products are slow
- 1985  cpu/dropout                     Dropout on CPU that spends one random byte an element
- 2041  cpu/memory                      Memory on CPU that is used again
- 2059  model/checks                    What the inputs of a model must be, said before torch fails within
- 2183  model/cache                     What causal LSG attention keeps of the tokens before
- 2293  model/mask                      From a user's `attention_mask` to the mask of all keys
- 2328  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
- 2425  model/dense                     XLM-RoBERTa's modules around a linear layer, with the fastest product for it
- 2496  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 2763  model/labels                    What the labels of each head must be
- 2879  model/losses                    Losses of a batch that comes in parts
- 2933  model/frozen_head               An LM head as it was at one moment, to be used at a later one
- 3018  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
- 3238  model/trained_rows              An embedding of which the first rows alone are trained
- 3272  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 3628  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+ 1996  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 2052  cpu/memory                      Memory on CPU that is used again
+ 2070  model/checks                    What the inputs of a model must be, said before torch fails within
+ 2194  model/cache                     What causal LSG attention keeps of the tokens before
+ 2304  model/mask                      From a user's `attention_mask` to the mask of all keys
+ 2339  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
+ 2436  model/dense                     XLM-RoBERTa's modules around a linear layer, with the fastest product for it
+ 2507  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 2774  model/labels                    What the labels of each head must be
+ 2890  model/losses                    Losses of a batch that comes in parts
+ 2944  model/frozen_head               An LM head as it was at one moment, to be used at a later one
+ 3029  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
+ 3249  model/trained_rows              An embedding of which the first rows alone are trained
+ 3283  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 3639  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
@@ -1873,9 +1873,10 @@ def _without_gradients(inference_mode, function, args, kwargs):
 
 # Of one sum: a longer one is cut, or oneDNN's error would be more than twice MKL's.
 LONGEST_SUM = 1024
-# From so many rows on cut weights are worth their copy, and rows that fill up the last `ALIGNMENT` cost less than the
-# quicker product spares.
-MIN_ROWS_CUT, MIN_ROWS_FILLED = 512, 16 * ALIGNMENT
+# From so many rows on weights that are cut are worth their copy: on Zen 5, and on Zen 4.
+MIN_ROWS_CUT = 512, 2048
+# From so many on, rows that fill up the last `ALIGNMENT` cost less than the quicker product spares.
+MIN_ROWS_FILLED = 16 * ALIGNMENT
 
 
 def fastest(linear, states):
@@ -1885,16 +1886,19 @@ def fastest(linear, states):
     Args:
         linear (`nn.Module`): any; what is not a plain `nn.Linear` in float32 is called as it is, and so is one whose
             product is traced, transformed, watched, or to be less exact by torch's public switches.
-        states (`torch.Tensor` of shape `(..., in_features)`).
+        states (`torch.Tensor` of shape `(..., size)`): what `linear` will be given, or has the same positions.
 
     Returns:
         a function from states, `(..., in_features)`, to `(..., out_features)`. The root mean square of its error
         against float64 is at most twice that of torch's own product.
     """
-    if not prefers_onednn() or not _is_asked_for(states) or not is_plain_linear(linear):
+    # First what a graph can be made of.
+    if not _is_asked_for(states) or not prefers_onednn() or not is_plain_linear(linear):
         return linear
-    num_rows, is_cut = states.shape[:-1].numel(), linear.in_features > LONGEST_SUM
-    if is_cut and num_rows < MIN_ROWS_CUT:
+    if not all(map(_is_exact, linear.parameters())):
+        return linear
+    num_rows = states.shape[:-1].numel()
+    if linear.in_features > LONGEST_SUM and num_rows < MIN_ROWS_CUT[amd_family() < ZEN_5]:
         return linear
     needs_gradients = states.requires_grad or any(parameter.requires_grad for parameter in linear.parameters())
     if torch.is_grad_enabled() and needs_gradients:
@@ -1902,9 +1906,13 @@ def fastest(linear, states):
     return partial(_without_kernels_of_its_own, linear, _parts(linear.weight))
 
 
+def _is_exact(tensor):
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+
+
 def _is_asked_for(states):
     """Whether torch would do this product at once, in float32, and may use oneDNN."""
-    if states.dtype != torch.float32 or not is_eager(states) or not torch.backends.mkldnn.enabled:
+    if not _is_exact(states) or not is_eager(states) or not torch.backends.mkldnn.enabled:
         return False
     settings = getattr(torch.backends.mkldnn, "matmul", None)
     if hasattr(settings, "fp32_precision"):  # from torch 2.9 on, where the older question may be an error
@@ -1916,7 +1924,8 @@ def _without_kernels_of_its_own(linear, parts, states):
     """`linear(states)`, for numbers of rows that are multiples of `ALIGNMENT`, so that there are few kernels."""
     num_rows = states.shape[:-1].numel()
     missing = -num_rows % ALIGNMENT
-    if num_rows < ALIGNMENT or (missing and num_rows < MIN_ROWS_FILLED):
+    is_worth_it = num_rows >= (MIN_ROWS_FILLED if missing else ALIGNMENT)
+    if not is_worth_it or states.shape[-1] != linear.in_features:
         return linear(states)
     rows = states.reshape(num_rows, -1)
     if missing:
@@ -1925,6 +1934,8 @@ def _without_kernels_of_its_own(linear, parts, states):
 
 
 def _with_gradients(linear, states):
+    if states.shape[-1] != linear.in_features:
+        return linear(states)
     rows = states.reshape(-1, states.shape[-1])
     return _Product.apply(rows, linear.weight, linear.bias).view(*states.shape[:-1], -1)
 

@@ -17,9 +17,10 @@ from .threads import ALIGNMENT, is_eager
 
 # Of one sum: a longer one is cut, or oneDNN's error would be more than twice MKL's.
 LONGEST_SUM = 1024
-# From so many rows on cut weights are worth their copy, and rows that fill up the last `ALIGNMENT` cost less than the
-# quicker product spares.
-MIN_ROWS_CUT, MIN_ROWS_FILLED = 512, 16 * ALIGNMENT
+# From so many rows on weights that are cut are worth their copy: on Zen 5, and on Zen 4.
+MIN_ROWS_CUT = 512, 2048
+# From so many on, rows that fill up the last `ALIGNMENT` cost less than the quicker product spares.
+MIN_ROWS_FILLED = 16 * ALIGNMENT
 
 
 def fastest(linear, states):
@@ -29,18 +30,19 @@ def fastest(linear, states):
     Args:
         linear (`nn.Module`): any; what is not a plain `nn.Linear` in float32 is called as it is, and so is one whose
             product is traced, transformed, watched, or to be less exact by torch's public switches.
-        states (`torch.Tensor` of shape `(..., in_features)`).
+        states (`torch.Tensor` of shape `(..., size)`): what `linear` will be given, or has the same positions.
 
     Returns:
         a function from states, `(..., in_features)`, to `(..., out_features)`. The root mean square of its error
         against float64 is at most twice that of torch's own product.
     """
-    if not prefers_onednn() or not _is_asked_for(states) or not is_plain_linear(linear):
+    # First what a graph can be made of.
+    if not _is_asked_for(states) or not prefers_onednn() or not is_plain_linear(linear):
         return linear
-    if not all(map(_is_exact, linear.parameters())) or states.shape[-1] != linear.in_features:
-        return linear  # which says what is wrong
-    num_rows, is_cut = states.shape[:-1].numel(), linear.in_features > LONGEST_SUM
-    if is_cut and num_rows < MIN_ROWS_CUT:
+    if not all(map(_is_exact, linear.parameters())):
+        return linear
+    num_rows = states.shape[:-1].numel()
+    if linear.in_features > LONGEST_SUM and num_rows < MIN_ROWS_CUT[amd_family() < ZEN_5]:
         return linear
     needs_gradients = states.requires_grad or any(parameter.requires_grad for parameter in linear.parameters())
     if torch.is_grad_enabled() and needs_gradients:
@@ -66,7 +68,8 @@ def _without_kernels_of_its_own(linear, parts, states):
     """`linear(states)`, for numbers of rows that are multiples of `ALIGNMENT`, so that there are few kernels."""
     num_rows = states.shape[:-1].numel()
     missing = -num_rows % ALIGNMENT
-    if num_rows < ALIGNMENT or (missing and num_rows < MIN_ROWS_FILLED):
+    is_worth_it = num_rows >= (MIN_ROWS_FILLED if missing else ALIGNMENT)
+    if not is_worth_it or states.shape[-1] != linear.in_features:
         return linear(states)
     rows = states.reshape(num_rows, -1)
     if missing:
@@ -75,6 +78,8 @@ def _without_kernels_of_its_own(linear, parts, states):
 
 
 def _with_gradients(linear, states):
+    if states.shape[-1] != linear.in_features:
+        return linear(states)
     rows = states.reshape(-1, states.shape[-1])
     return _Product.apply(rows, linear.weight, linear.bias).view(*states.shape[:-1], -1)
 

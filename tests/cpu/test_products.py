@@ -13,6 +13,7 @@ from lsg_xlmr import LSGXLMRobertaForMaskedLM, LSGXLMRobertaModel
 from lsg_xlmr.cpu import products, threads
 from lsg_xlmr.cpu.libraries import amd_family
 from lsg_xlmr.cpu.products import fastest
+from lsg_xlmr.model.encoder import LSGLayer
 
 
 pytestmark = pytest.mark.skipif(
@@ -141,12 +142,29 @@ def test_what_torch_is_told_holds(monkeypatch):
         assert fastest(module, states.to(dtype)) is module
     with torch.autograd.forward_ad.dual_level():
         assert fastest(module, states) is module
-    assert fastest(module, states[:, :32]) is module
     for changed in (make(64, 64).to(torch.bfloat16), make(64, 64).to("meta")):
         assert fastest(changed, states) is changed
     monkeypatch.setattr(products, "prefers_onednn", lambda: False)
     module = make(64, 64)
     assert fastest(module, states) is module
+
+
+@pytest.mark.parametrize("is_grad", [True, False])
+def test_too_few_features_are_the_error_that_torch_gives(is_grad):
+    module, states = make(96, 64), torch.randn(64, 64)
+    with torch.set_grad_enabled(is_grad), pytest.raises(RuntimeError, match="cannot be multiplied"):
+        fastest(module, states)(states)
+
+
+@torch.no_grad()
+def test_the_feed_forward_part_is_done_so_too(tiny_config, shapes):
+    config = tiny_config(intermediate_size=1100)
+    for length in (32, 544):
+        shapes.clear()
+        LSGLayer(config).eval().feed_forward_chunk(torch.randn(1, length, 32))
+        # The weight of the second half is copied, which some positions are not worth.
+        assert shapes[:1] == [(length, 32)]
+        assert ((length, 1100) in shapes) is (length == 544)
 
 
 def test_traced_and_transformed():
