@@ -4,40 +4,41 @@
 XLM-RoBERTa with LSG attention, in one file.
 
  line  section                         what it is
-  127  attention/lengths               What depends on an input's length
-  174  attention/pattern               The LSG pattern, and what every implementation of it is given
-  324  attention/causal_pattern        The causal LSG pattern, and what its implementations are given
-  397  attention/sparsity              The sparse tokens of LSG attention, made in six ways
-  577  attention/encoder_attention     LSG attention of an encoder
-  613  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
-  674  attention/eager                 LSG attention by its definition
-  714  attention/full                  Attention of the queries that see every key
-  740  attention/windowed              LSG attention by `scaled_dot_product_attention`
-  797  attention/flex                  LSG attention by torch's FlexAttention
-  919  attention/packed                A batch laid out as one sequence, of one of a few lengths
- 1007  attention/block_mask            FlexAttention's block mask of the LSG pattern, by arithmetic
- 1124  attention/blocks                Which products LSG attention consists of, block by block
- 1245  attention/blockwise             LSG attention one block of queries at a time, with its backward
- 1473  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
- 1586  cpu/libraries                   Which library's products are the quickest on this CPU
- 1618  cpu/plain                       Which modules may be called in pieces and on other threads
- 1683  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
- 1867  cpu/products                    Linear layers in float32 on CPUs where torch's own products are slow
- 1996  cpu/dropout                     Dropout on CPU that spends one random byte an element
- 2052  cpu/memory                      Memory on CPU that is used again
- 2070  model/checks                    What the inputs of a model must be, said before torch fails within
- 2194  model/cache                     What causal LSG attention keeps of the tokens before
- 2304  model/mask                      From a user's `attention_mask` to the mask of all keys
- 2339  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
- 2436  model/dense                     XLM-RoBERTa's modules around a linear layer, with the fastest product for it
- 2507  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 2774  model/labels                    What the labels of each head must be
- 2890  model/losses                    Losses of a batch that comes in parts
- 2944  model/frozen_head               An LM head as it was at one moment, to be used at a later one
- 3029  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
- 3249  model/trained_rows              An embedding of which the first rows alone are trained
- 3283  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 3639  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+  128  attention/lengths               What depends on an input's length
+  175  attention/pattern               The LSG pattern, and what every implementation of it is given
+  325  attention/causal_pattern        The causal LSG pattern, and what its implementations are given
+  398  attention/sparsity              The sparse tokens of LSG attention, made in six ways
+  578  attention/encoder_attention     LSG attention of an encoder
+  614  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
+  675  attention/eager                 LSG attention by its definition
+  715  attention/full                  Attention of the queries that see every key
+  741  attention/windowed              LSG attention by `scaled_dot_product_attention`
+  798  attention/flex                  LSG attention by torch's FlexAttention
+  920  attention/packed                A batch laid out as one sequence, of one of a few lengths
+ 1008  attention/block_mask            FlexAttention's block mask of the LSG pattern, by arithmetic
+ 1125  attention/blocks                Which products LSG attention consists of, block by block
+ 1246  attention/blockwise             LSG attention one block of queries at a time, with its backward
+ 1474  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
+ 1587  cpu/libraries                   Which library's products are the quickest on this CPU
+ 1619  cpu/plain                       Which modules may be called in pieces and on other threads
+ 1684  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
+ 1868  cpu/products                    Linear layers in float32 on CPUs where torch's own products are slow
+ 1997  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 2053  cpu/memory                      Memory on CPU that is used again
+ 2071  model/checks                    What the inputs of a model must be, said before torch fails within
+ 2195  model/cache                     What causal LSG attention keeps of the tokens before
+ 2316  model/mask                      From a user's `attention_mask` to the mask of all keys
+ 2351  model/padded_rows               A decoder's texts that begin with padding, one by one
+ 2421  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
+ 2518  model/dense                     XLM-RoBERTa's modules around a linear layer, with the fastest product for it
+ 2589  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 2867  model/labels                    What the labels of each head must be
+ 2983  model/losses                    Losses of a batch that comes in parts
+ 3037  model/frozen_head               An LM head as it was at one moment, to be used at a later one
+ 3122  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
+ 3342  model/trained_rows              An embedding of which the first rows alone are trained
+ 3376  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 3732  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
@@ -2220,6 +2221,7 @@ class LSGCacheLayer(DynamicLayer):
     """
     A layer of [`~transformers.DynamicCache`] that holds what later tokens may see: the globals, the tokens since the
     beginning of the last complete block, and the last `sparse_block_size` of the sparse tokens of the blocks before.
+    Where texts began with padding it holds `rows`, such a layer for each.
     """
 
     is_croppable = False
@@ -2228,7 +2230,7 @@ class LSGCacheLayer(DynamicLayer):
         super().__init__()
         self.config = config
         self.cumulative_length = 0
-        self.sparse = self.first_query = None
+        self.sparse = self.first_query = self.rows = None
 
     @classmethod
     def of(cls, cache, layer_idx, config):
@@ -2260,9 +2262,15 @@ class LSGCacheLayer(DynamicLayer):
         Returns:
             the keys and values of the globals and of all tokens that are there.
         """
-        num_global_tokens = 0 if self.cumulative_length else self.config.num_global_tokens
+        num_global_tokens = 0 if self.is_initialized else self.config.num_global_tokens
         self.cumulative_length += key_states.shape[2] - num_global_tokens
         return super().update(key_states, value_states, *args, **kwargs)
+
+    def by_row(self, batch_size, num_tokens):
+        """The layers of `batch_size` texts, which are about to get `num_tokens` more, padding included."""
+        self.cumulative_length += num_tokens
+        self.rows = self.rows or [LSGCacheLayer(self.config) for _ in range(batch_size)]
+        return self.rows
 
     def forget(self, inputs):
         """Keep of the tokens of `inputs` ([`CausalInputs`]) what later ones may see."""
@@ -2272,7 +2280,8 @@ class LSGCacheLayer(DynamicLayer):
             self.keys, self.values = (torch.cat([globals_, tokens], 2) for globals_, _, tokens in parts)
         last = -self.config.sparse_block_size or None
         self.sparse = tuple(x if x is None or not x.shape[2] else x[:, :, last:] for x in inputs.sparse)
-        self.first_query = inputs.first_query
+        if inputs.num_tokens:
+            self.first_query = inputs.first_query
 
     def reorder_cache(self, beam_idx):
         """See [`~transformers.cache_utils.DynamicLayer`], as for the others below."""
@@ -2295,7 +2304,10 @@ class LSGCacheLayer(DynamicLayer):
 
     def _change(self, function):
         """Put `function` of every tensor in its place; the first dimension of each is the batch."""
-        if self.cumulative_length:
+        if self.rows is not None:
+            order = function(torch.arange(len(self.rows)))
+            self.rows = [copy(self.rows[i]) for i in order.tolist()]  # whose tensors are replaced, never written to
+        elif self.cumulative_length:
             self.keys, self.values = function(self.keys), function(self.values)
             self.sparse = tuple(x if x is None else function(x) for x in self.sparse)
             self.first_query = function(self.first_query)
@@ -2334,6 +2346,76 @@ def key_mask(attention_mask, batch_size, length, padding, config, device, num_pr
     if not is_tracing(mask) and not padding and mask.all():
         return None
     return pad(pad(mask, (0, padding), value=False), (config.num_global_tokens, 0), value=True)
+
+
+# ==== model/padded_rows ==============================================================================================
+# A decoder's texts that begin with padding, one by one: blocks are counted from a text's first token, so that it gets
+# the answer it gets alone.
+
+
+def left_padding(mask, layer, config):
+    """
+    How many positions of padding each text begins with.
+
+    Args:
+        mask (`torch.BoolTensor` of shape `(batch_size, num_global_tokens + tokens)`, or `None`): of all tokens, those
+            in the cache included.
+        layer ([`LSGCacheLayer`], *optional*): before the new tokens.
+        config ([`LSGConfig`]).
+
+    Returns:
+        a list of `int`, or `None` where no text begins so, where it makes no difference, and in a traced graph, which
+        cannot know.
+    """
+    if layer is not None and layer.cumulative_length:
+        if layer.rows is None:
+            return None
+        if mask is None or all(row.cumulative_length for row in layer.rows):
+            return [layer.cumulative_length - row.cumulative_length for row in layer.rows]
+    elif mask is None or is_tracing(mask):
+        return None
+    is_padding = mask[:, config.num_global_tokens :].cumsum(1) == 0
+    if layer is None and is_padding.shape[1] <= 2 * config.block_size or not is_padding.any():
+        return None
+    return is_padding.sum(1).tolist()
+
+
+def attend_row_by_row(attend, padding, query, key, value, mask, layer, config):
+    """
+    Args:
+        attend (`Callable`): from one text's query, key, value (`1 h T d`), mask and layer to the context `1 T h d` and
+            the attention weights (`1 h t t` or `None`).
+        padding (`list[int]`): what [`left_padding`] gives.
+        query, key, value (`torch.Tensor` of shape `n h T d`): of the globals, where the cache does not have them, and
+            of the new tokens.
+        mask, layer, config: as [`left_padding`] takes them.
+
+    Returns:
+        the context `n T h d` and the weights (`n h t t` or `None`), 0 at the padding.
+    """
+    before = 0 if layer is None else layer.cumulative_length
+    num_globals = 0 if before else config.num_global_tokens
+    num_tokens = key.shape[2] - num_globals
+    layers = [None] * len(padding) if layer is None else layer.by_row(len(padding), num_tokens)
+    contexts, weights = [], []
+    for i, num_hidden in enumerate(padding):
+        row, row_mask = slice(i, i + 1), None
+        if mask is not None:
+            row_mask = _without(mask[row], config.num_global_tokens, num_hidden, dim=1)
+            row_mask = None if row_mask.all() else row_mask
+        num_new_hidden = min(max(num_hidden - before, 0), num_tokens)
+        tensors = (_without(x[row], num_globals, num_new_hidden, dim=2) for x in (query, key, value))
+        context, of_row = attend(*tensors, row_mask, layers[i])
+        of_globals, of_tokens = context.tensor_split([num_globals], 1)
+        contexts.append(torch.cat([of_globals, pad(of_tokens, (0, 0, 0, 0, num_new_hidden, 0))], 1))
+        if of_row is not None:
+            weights.append(pad(of_row, (num_new_hidden, 0, num_new_hidden, 0)))
+    return torch.cat(contexts), torch.cat(weights) if weights else None
+
+
+def _without(x, start, length, dim):
+    """`x` without `length` positions from `start` on."""
+    return torch.cat([x.narrow(dim, 0, start), x.narrow(dim, start + length, x.shape[dim] - start - length)], dim)
 
 
 # ==== model/embeddings ===============================================================================================
@@ -2566,10 +2648,9 @@ class LSGAttention(XLMRobertaSelfAttention):
             "projections": self.lsh_projections(hidden_states.device),
         }
         if self.is_decoder:
-            inputs = self._causal_inputs(query, key, value, attention_mask, kwargs.get(CACHE), arguments)
-            if output_attentions and inputs.past is not None:
-                raise ValueError("With a cache there are no attention weights of all tokens: add use_cache=False.")
-            context, weights = causal_attention(inputs, implementation)
+            context, weights = self._attend_causally(
+                query, key, value, attention_mask, kwargs.get(CACHE), implementation, output_attentions, arguments
+            )
         else:
             arguments["num_padding"] = num_padding
             if kwargs.get(CACHE) is not None:
@@ -2580,22 +2661,34 @@ class LSGAttention(XLMRobertaSelfAttention):
             context, weights = lsg_attention(inputs, implementation)
         return context.reshape(hidden_states.shape), weights
 
-    def _causal_inputs(self, query, key, value, mask, cache, arguments):
-        """What causal attention works on, taken from and left in `cache`."""
-        layer = past = first_query = None
+    def _attend_causally(self, query, key, value, mask, cache, implementation, output_attentions, arguments):
+        """Context and weights; keys, values and sparse tokens before are taken from and left in `cache`."""
+        layer = update = None
         if cache is not None:
             cache = self_attention_cache(cache)
             layer = LSGCacheLayer.of(cache, self.layer_idx, self.config)
-            past, first_query = layer.sparse, layer.first_query
-            key, value = cache.update(key, value, self.layer_idx)
-        if mask is not None:  # of all tokens, of which the cache has the last
-            globals_mask, mask = mask.tensor_split([self.config.num_global_tokens], dim=1)
-            num_tokens = key.shape[2] - self.config.num_global_tokens
-            mask = torch.cat([globals_mask, mask[:, mask.shape[1] - num_tokens :]], 1)
-        inputs = CausalInputs(query, key, value, mask, past=past, first_query=first_query, **arguments)
-        if layer is not None:
-            layer.forget(inputs)
-        return inputs
+            update = partial(cache.update, layer_idx=self.layer_idx)
+
+        def attend(query, key, value, mask, layer, update=None):
+            past = first_query = None
+            if layer is not None:
+                past, first_query = layer.sparse, layer.first_query
+                key, value = (update or layer.update)(key, value)
+            if mask is not None:  # of all tokens, of which the cache has the last
+                globals_mask, mask = mask.tensor_split([self.config.num_global_tokens], dim=1)
+                num_tokens = key.shape[2] - self.config.num_global_tokens
+                mask = torch.cat([globals_mask, mask[:, mask.shape[1] - num_tokens :]], 1)
+            inputs = CausalInputs(query, key, value, mask, past=past, first_query=first_query, **arguments)
+            if layer is not None:
+                layer.forget(inputs)
+            if output_attentions and inputs.past is not None:
+                raise ValueError("With a cache there are no attention weights of all tokens: add use_cache=False.")
+            return causal_attention(inputs, implementation)
+
+        padding = left_padding(mask, layer, self.config)
+        if padding is not None:
+            return attend_row_by_row(attend, padding, query, key, value, mask, layer, self.config)
+        return attend(query, key, value, mask, layer, update)
 
     def _with_prefix(self, key, value, num_padding, cache):
         """

@@ -42,6 +42,7 @@ SOURCES = {
         "model/checks.py",
         "model/cache.py",
         "model/mask.py",
+        "model/padded_rows.py",
         "model/embeddings.py",
         "model/dense.py",
         "model/encoder.py",

@@ -1,6 +1,7 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
 """What causal LSG attention keeps of the tokens before: of any number of them, the same."""
 
+from copy import copy
 from inspect import signature
 
 import torch
@@ -34,6 +35,7 @@ class LSGCacheLayer(DynamicLayer):
     """
     A layer of [`~transformers.DynamicCache`] that holds what later tokens may see: the globals, the tokens since the
     beginning of the last complete block, and the last `sparse_block_size` of the sparse tokens of the blocks before.
+    Where texts began with padding it holds `rows`, such a layer for each.
     """
 
     is_croppable = False
@@ -42,7 +44,7 @@ class LSGCacheLayer(DynamicLayer):
         super().__init__()
         self.config = config
         self.cumulative_length = 0
-        self.sparse = self.first_query = None
+        self.sparse = self.first_query = self.rows = None
 
     @classmethod
     def of(cls, cache, layer_idx, config):
@@ -74,9 +76,15 @@ class LSGCacheLayer(DynamicLayer):
         Returns:
             the keys and values of the globals and of all tokens that are there.
         """
-        num_global_tokens = 0 if self.cumulative_length else self.config.num_global_tokens
+        num_global_tokens = 0 if self.is_initialized else self.config.num_global_tokens
         self.cumulative_length += key_states.shape[2] - num_global_tokens
         return super().update(key_states, value_states, *args, **kwargs)
+
+    def by_row(self, batch_size, num_tokens):
+        """The layers of `batch_size` texts, which are about to get `num_tokens` more, padding included."""
+        self.cumulative_length += num_tokens
+        self.rows = self.rows or [LSGCacheLayer(self.config) for _ in range(batch_size)]
+        return self.rows
 
     def forget(self, inputs):
         """Keep of the tokens of `inputs` ([`CausalInputs`]) what later ones may see."""
@@ -86,7 +94,8 @@ class LSGCacheLayer(DynamicLayer):
             self.keys, self.values = (torch.cat([globals_, tokens], 2) for globals_, _, tokens in parts)
         last = -self.config.sparse_block_size or None
         self.sparse = tuple(x if x is None or not x.shape[2] else x[:, :, last:] for x in inputs.sparse)
-        self.first_query = inputs.first_query
+        if inputs.num_tokens:
+            self.first_query = inputs.first_query
 
     def reorder_cache(self, beam_idx):
         """See [`~transformers.cache_utils.DynamicLayer`], as for the others below."""
@@ -109,7 +118,10 @@ class LSGCacheLayer(DynamicLayer):
 
     def _change(self, function):
         """Put `function` of every tensor in its place; the first dimension of each is the batch."""
-        if self.cumulative_length:
+        if self.rows is not None:
+            order = function(torch.arange(len(self.rows)))
+            self.rows = [copy(self.rows[i]) for i in order.tolist()]  # whose tensors are replaced, never written to
+        elif self.cumulative_length:
             self.keys, self.values = function(self.keys), function(self.values)
             self.sparse = tuple(x if x is None else function(x) for x in self.sparse)
             self.first_query = function(self.first_query)

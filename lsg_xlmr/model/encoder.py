@@ -1,6 +1,8 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
 """XLM-RoBERTa's encoder with another self-attention: the global tokens run beside the tokens."""
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn.functional import pad
@@ -26,6 +28,7 @@ from .cache import CACHE, LSGCacheLayer, self_attention_cache
 from .checks import check_states
 from .dense import LSGIntermediate, LSGOutput, LSGSelfOutput
 from .mask import key_mask
+from .padded_rows import attend_row_by_row, left_padding
 
 
 logger = logging.get_logger(__name__)
@@ -86,10 +89,9 @@ class LSGAttention(XLMRobertaSelfAttention):
             "projections": self.lsh_projections(hidden_states.device),
         }
         if self.is_decoder:
-            inputs = self._causal_inputs(query, key, value, attention_mask, kwargs.get(CACHE), arguments)
-            if output_attentions and inputs.past is not None:
-                raise ValueError("With a cache there are no attention weights of all tokens: add use_cache=False.")
-            context, weights = causal_attention(inputs, implementation)
+            context, weights = self._attend_causally(
+                query, key, value, attention_mask, kwargs.get(CACHE), implementation, output_attentions, arguments
+            )
         else:
             arguments["num_padding"] = num_padding
             if kwargs.get(CACHE) is not None:
@@ -100,22 +102,34 @@ class LSGAttention(XLMRobertaSelfAttention):
             context, weights = lsg_attention(inputs, implementation)
         return context.reshape(hidden_states.shape), weights
 
-    def _causal_inputs(self, query, key, value, mask, cache, arguments):
-        """What causal attention works on, taken from and left in `cache`."""
-        layer = past = first_query = None
+    def _attend_causally(self, query, key, value, mask, cache, implementation, output_attentions, arguments):
+        """Context and weights; keys, values and sparse tokens before are taken from and left in `cache`."""
+        layer = update = None
         if cache is not None:
             cache = self_attention_cache(cache)
             layer = LSGCacheLayer.of(cache, self.layer_idx, self.config)
-            past, first_query = layer.sparse, layer.first_query
-            key, value = cache.update(key, value, self.layer_idx)
-        if mask is not None:  # of all tokens, of which the cache has the last
-            globals_mask, mask = mask.tensor_split([self.config.num_global_tokens], dim=1)
-            num_tokens = key.shape[2] - self.config.num_global_tokens
-            mask = torch.cat([globals_mask, mask[:, mask.shape[1] - num_tokens :]], 1)
-        inputs = CausalInputs(query, key, value, mask, past=past, first_query=first_query, **arguments)
-        if layer is not None:
-            layer.forget(inputs)
-        return inputs
+            update = partial(cache.update, layer_idx=self.layer_idx)
+
+        def attend(query, key, value, mask, layer, update=None):
+            past = first_query = None
+            if layer is not None:
+                past, first_query = layer.sparse, layer.first_query
+                key, value = (update or layer.update)(key, value)
+            if mask is not None:  # of all tokens, of which the cache has the last
+                globals_mask, mask = mask.tensor_split([self.config.num_global_tokens], dim=1)
+                num_tokens = key.shape[2] - self.config.num_global_tokens
+                mask = torch.cat([globals_mask, mask[:, mask.shape[1] - num_tokens :]], 1)
+            inputs = CausalInputs(query, key, value, mask, past=past, first_query=first_query, **arguments)
+            if layer is not None:
+                layer.forget(inputs)
+            if output_attentions and inputs.past is not None:
+                raise ValueError("With a cache there are no attention weights of all tokens: add use_cache=False.")
+            return causal_attention(inputs, implementation)
+
+        padding = left_padding(mask, layer, self.config)
+        if padding is not None:
+            return attend_row_by_row(attend, padding, query, key, value, mask, layer, self.config)
+        return attend(query, key, value, mask, layer, update)
 
     def _with_prefix(self, key, value, num_padding, cache):
         """
