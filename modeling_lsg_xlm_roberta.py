@@ -23,22 +23,22 @@ XLM-RoBERTa with LSG attention, in one file.
  1619  cpu/plain                       Which modules may be called in pieces and on other threads
  1684  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
  1868  cpu/products                    Linear layers in float32 on CPUs where torch's own products are slow
- 1997  cpu/dropout                     Dropout on CPU that spends one random byte an element
- 2053  cpu/memory                      Memory on CPU that is used again
- 2071  model/checks                    What the inputs of a model must be, said before torch fails within
- 2195  model/cache                     What causal LSG attention keeps of the tokens before
- 2316  model/mask                      From a user's `attention_mask` to the mask of all keys
- 2351  model/padded_rows               A decoder's texts that begin with padding, one by one
- 2421  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
- 2518  model/dense                     XLM-RoBERTa's modules around a linear layer, with the fastest product for it
- 2589  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 2867  model/labels                    What the labels of each head must be
- 2983  model/losses                    Losses of a batch that comes in parts
- 3037  model/frozen_head               An LM head as it was at one moment, to be used at a later one
- 3122  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
- 3342  model/trained_rows              An embedding of which the first rows alone are trained
- 3376  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 3732  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+ 1999  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 2055  cpu/memory                      Memory on CPU that is used again
+ 2073  model/checks                    What the inputs of a model must be, said before torch fails within
+ 2197  model/cache                     What causal LSG attention keeps of the tokens before
+ 2318  model/mask                      From a user's `attention_mask` to the mask of all keys
+ 2353  model/padded_rows               A decoder's texts that begin with padding, one by one
+ 2423  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
+ 2520  model/dense                     XLM-RoBERTa's modules around a linear layer, with the fastest product for it
+ 2591  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 2869  model/labels                    What the labels of each head must be
+ 2985  model/losses                    Losses of a batch that comes in parts
+ 3039  model/frozen_head               An LM head as it was at one moment, to be used at a later one
+ 3124  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
+ 3344  model/trained_rows              An embedding of which the first rows alone are trained
+ 3378  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 3734  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
@@ -1874,6 +1874,8 @@ def _without_gradients(inference_mode, function, args, kwargs):
 
 # Of one sum: a longer one is cut, or oneDNN's error would be more than twice MKL's.
 LONGEST_SUM = 1024
+# From so many rows on a product is worth the questions that are asked first.
+MIN_ROWS = 4 * ALIGNMENT
 # From so many rows on weights that are cut are worth their copy: on Zen 5, and on Zen 4.
 MIN_ROWS_CUT = 512, 2048
 # From so many on, rows that fill up the last `ALIGNMENT` cost less than the quicker product spares.
@@ -1898,12 +1900,12 @@ def fastest(linear, states):
         return linear
     if not all(map(_is_exact, linear.parameters())):
         return linear
-    num_rows = states.shape[:-1].numel()
-    if linear.in_features > LONGEST_SUM and num_rows < MIN_ROWS_CUT[amd_family() < ZEN_5]:
+    num_rows, is_cut = states.shape[:-1].numel(), linear.in_features > LONGEST_SUM
+    if num_rows < (MIN_ROWS_CUT[amd_family() < ZEN_5] if is_cut else MIN_ROWS):
         return linear
     needs_gradients = states.requires_grad or any(parameter.requires_grad for parameter in linear.parameters())
     if torch.is_grad_enabled() and needs_gradients:
-        return partial(_with_gradients, linear) if num_rows >= ALIGNMENT else linear
+        return partial(_with_gradients, linear)
     return partial(_without_kernels_of_its_own, linear, _parts(linear.weight))
 
 
@@ -1925,7 +1927,7 @@ def _without_kernels_of_its_own(linear, parts, states):
     """`linear(states)`, for numbers of rows that are multiples of `ALIGNMENT`, so that there are few kernels."""
     num_rows = states.shape[:-1].numel()
     missing = -num_rows % ALIGNMENT
-    is_worth_it = num_rows >= (MIN_ROWS_FILLED if missing else ALIGNMENT)
+    is_worth_it = num_rows >= (MIN_ROWS_FILLED if missing else MIN_ROWS)
     if not is_worth_it or states.shape[-1] != linear.in_features:
         return linear(states)
     rows = states.reshape(num_rows, -1)

@@ -17,6 +17,8 @@ from .threads import ALIGNMENT, is_eager
 
 # Of one sum: a longer one is cut, or oneDNN's error would be more than twice MKL's.
 LONGEST_SUM = 1024
+# From so many rows on a product is worth the questions that are asked first.
+MIN_ROWS = 4 * ALIGNMENT
 # From so many rows on weights that are cut are worth their copy: on Zen 5, and on Zen 4.
 MIN_ROWS_CUT = 512, 2048
 # From so many on, rows that fill up the last `ALIGNMENT` cost less than the quicker product spares.
@@ -41,12 +43,12 @@ def fastest(linear, states):
         return linear
     if not all(map(_is_exact, linear.parameters())):
         return linear
-    num_rows = states.shape[:-1].numel()
-    if linear.in_features > LONGEST_SUM and num_rows < MIN_ROWS_CUT[amd_family() < ZEN_5]:
+    num_rows, is_cut = states.shape[:-1].numel(), linear.in_features > LONGEST_SUM
+    if num_rows < (MIN_ROWS_CUT[amd_family() < ZEN_5] if is_cut else MIN_ROWS):
         return linear
     needs_gradients = states.requires_grad or any(parameter.requires_grad for parameter in linear.parameters())
     if torch.is_grad_enabled() and needs_gradients:
-        return partial(_with_gradients, linear) if num_rows >= ALIGNMENT else linear
+        return partial(_with_gradients, linear)
     return partial(_without_kernels_of_its_own, linear, _parts(linear.weight))
 
 
@@ -68,7 +70,7 @@ def _without_kernels_of_its_own(linear, parts, states):
     """`linear(states)`, for numbers of rows that are multiples of `ALIGNMENT`, so that there are few kernels."""
     num_rows = states.shape[:-1].numel()
     missing = -num_rows % ALIGNMENT
-    is_worth_it = num_rows >= (MIN_ROWS_FILLED if missing else ALIGNMENT)
+    is_worth_it = num_rows >= (MIN_ROWS_FILLED if missing else MIN_ROWS)
     if not is_worth_it or states.shape[-1] != linear.in_features:
         return linear(states)
     rows = states.reshape(num_rows, -1)

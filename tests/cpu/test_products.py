@@ -55,7 +55,7 @@ def relative_error(found, expected):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("num_rows", "in_features"), [(64, 96), (256, 768), (512, 3072), (544, 1025), (700, 4096)])
+@pytest.mark.parametrize(("num_rows", "in_features"), [(128, 96), (256, 768), (512, 3072), (544, 1025), (700, 4096)])
 @torch.no_grad()
 def test_as_exact_as_torch(num_rows, in_features, bias, shapes):
     module, states = make(in_features, 48, bias), torch.randn(num_rows, in_features)
@@ -68,7 +68,7 @@ def test_as_exact_as_torch(num_rows, in_features, bias, shapes):
 
 @torch.no_grad()
 def test_any_shape_and_order_of_memory():
-    module, states = make(96, 48), torch.randn(2, 96, 64).transpose(1, 2)
+    module, states = make(96, 48), torch.randn(2, 96, 128).transpose(1, 2)
     torch.testing.assert_close(fastest(module, states)(states), module(states), rtol=0, atol=1e-5)
     for shape in [(0, 96), (3, 0, 96), (1, 96), (31, 96), (96,), (4, 8, 16, 96)]:
         states = torch.randn(shape)
@@ -102,20 +102,20 @@ OTHERS = {
 def test_what_is_not_a_plain_linear_layer_is_called_as_it_is(name):
     module = OTHERS[name]()
     with torch.no_grad():
-        assert fastest(module, torch.zeros(64, 64)) is module
+        assert fastest(module, torch.zeros(128, 64)) is module
 
 
 def test_hooks_on_all_modules():
     module, handle = make(64, 64), register_module_forward_hook(lambda *args: None)
     try:
-        assert fastest(module, torch.zeros(64, 64)) is module
+        assert fastest(module, torch.zeros(128, 64)) is module
     finally:
         handle.remove()
 
 
 @torch.no_grad()
 def test_what_torch_is_told_holds(monkeypatch):
-    module, states = make(64, 64), torch.randn(64, 64)
+    module, states = make(64, 64), torch.randn(128, 64)
     assert fastest(module, states) is not module
     with torch.autocast("cpu"):
         assert fastest(module, states) is module
@@ -151,7 +151,7 @@ def test_what_torch_is_told_holds(monkeypatch):
 
 @pytest.mark.parametrize("is_grad", [True, False])
 def test_too_few_features_are_the_error_that_torch_gives(is_grad):
-    module, states = make(96, 64), torch.randn(64, 64)
+    module, states = make(96, 64), torch.randn(128, 64)
     with torch.set_grad_enabled(is_grad), pytest.raises(RuntimeError, match="cannot be multiplied"):
         fastest(module, states)(states)
 
@@ -159,7 +159,7 @@ def test_too_few_features_are_the_error_that_torch_gives(is_grad):
 @torch.no_grad()
 def test_the_feed_forward_part_is_done_so_too(tiny_config, shapes):
     config = tiny_config(intermediate_size=1100)
-    for length in (32, 544):
+    for length in (128, 544):
         shapes.clear()
         LSGLayer(config).eval().feed_forward_chunk(torch.randn(1, length, 32))
         # The weight of the second half is copied, which some positions are not worth.
@@ -168,7 +168,7 @@ def test_the_feed_forward_part_is_done_so_too(tiny_config, shapes):
 
 
 def test_traced_and_transformed():
-    module, states, seen = make(64, 64).requires_grad_(False), torch.randn(64, 64), []
+    module, states, seen = make(64, 64).requires_grad_(False), torch.randn(128, 64), []
 
     def function(states):
         product = fastest(module, states)
