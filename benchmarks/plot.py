@@ -34,8 +34,11 @@ def draw(section, folder):
     results = [
         result
         for name, row in section["rows"].items()
-        for result in row.get("cases", {}).values()
-        if name.startswith("forward-") and "seconds" in result and result["case"]["length"] >= SHORTEST
+        for case, result in row.get("cases", {}).items()
+        if name.startswith("forward-")
+        and case in LINES
+        and result.get("seconds")
+        and result["case"]["length"] >= SHORTEST
     ]
     folder.mkdir(parents=True, exist_ok=True)
     seconds = {(r["case"]["model"], r["case"]["length"]): median(r["seconds"]) for r in results}
