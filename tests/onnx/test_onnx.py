@@ -104,6 +104,8 @@ def test_every_head_answers_as_the_model(checkpoint, architecture):
         {"sparsity_type": "lsh", "sparsity_factor": 8},
         {"sparsity_type": "stride", "sparsity_factor": 8},
         {"sparsity_type": "block_stride"},
+        {"sparsity_type": "norm", "num_global_tokens": 0},
+        {"sparsity_type": "bos_pooling", "num_global_tokens": 0},
     ],
     ids=str,
 )
