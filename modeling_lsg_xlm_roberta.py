@@ -12,29 +12,29 @@ XLM-RoBERTa with LSG attention, in one file.
   617  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
   678  attention/eager                 LSG attention by its definition
   720  attention/full                  Attention of the queries that see every key
-  750  attention/windowed              LSG attention by `scaled_dot_product_attention`
-  807  attention/flex                  LSG attention by torch's FlexAttention
-  929  attention/packed                A batch laid out as one sequence, of one of a few lengths
- 1017  attention/block_mask            FlexAttention's block mask of the LSG pattern, by arithmetic
- 1134  attention/blocks                Which products LSG attention consists of, block by block
- 1257  attention/blockwise             LSG attention one block of queries at a time, with its backward
- 1486  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
- 1599  cpu/plain                       Which modules may be called in pieces and on other threads
- 1650  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
- 1821  cpu/dropout                     Dropout on CPU that spends one random byte an element
- 1877  cpu/memory                      Memory on CPU that is used again
- 1895  model/checks                    What the inputs of a model must be, said before torch fails within
- 2019  model/cache                     What causal LSG attention keeps of the tokens before
- 2129  model/mask                      From a user's `attention_mask` to the mask of all keys
- 2164  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
- 2261  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 2539  model/labels                    What the labels of each head must be
- 2655  model/losses                    Losses of a batch that comes in parts
- 2709  model/frozen_head               An LM head as it was at one moment, to be used at a later one
- 2794  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
- 3014  model/trained_rows              An embedding of which the first rows alone are trained
- 3048  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 3404  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+  751  attention/windowed              LSG attention by `scaled_dot_product_attention`
+  808  attention/flex                  LSG attention by torch's FlexAttention
+  930  attention/packed                A batch laid out as one sequence, of one of a few lengths
+ 1018  attention/block_mask            FlexAttention's block mask of the LSG pattern, by arithmetic
+ 1135  attention/blocks                Which products LSG attention consists of, block by block
+ 1258  attention/blockwise             LSG attention one block of queries at a time, with its backward
+ 1487  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
+ 1600  cpu/plain                       Which modules may be called in pieces and on other threads
+ 1651  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
+ 1822  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 1878  cpu/memory                      Memory on CPU that is used again
+ 1896  model/checks                    What the inputs of a model must be, said before torch fails within
+ 2020  model/cache                     What causal LSG attention keeps of the tokens before
+ 2130  model/mask                      From a user's `attention_mask` to the mask of all keys
+ 2165  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
+ 2262  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 2540  model/labels                    What the labels of each head must be
+ 2656  model/losses                    Losses of a batch that comes in parts
+ 2710  model/frozen_head               An LM head as it was at one moment, to be used at a later one
+ 2795  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
+ 3015  model/trained_rows              An embedding of which the first rows alone are trained
+ 3049  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 3405  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
@@ -741,9 +741,10 @@ def with_globals(context, inputs):
 
 
 def product(query, key, value, mask, inputs):
-    """`scaled_dot_product_attention` with the dropout and the scaling of `inputs`."""
-    if mask is not None and not inputs.config.num_global_tokens:  # as with [`hidden_score`]
-        mask = mask | ~mask.any(-1, keepdim=True)
+    """
+    `scaled_dot_product_attention` with the dropout and the scaling of `inputs`. Of a query that `mask` shows nothing it
+    is 0 (since torch 2.5).
+    """
     return scaled_dot_product_attention(query, key, value, mask, inputs.dropout, scale=inputs.scaling)
 
 

@@ -25,7 +25,8 @@ def with_globals(context, inputs):
 
 
 def product(query, key, value, mask, inputs):
-    """`scaled_dot_product_attention` with the dropout and the scaling of `inputs`."""
-    if mask is not None and not inputs.config.num_global_tokens:  # as with [`hidden_score`]
-        mask = mask | ~mask.any(-1, keepdim=True)
+    """
+    `scaled_dot_product_attention` with the dropout and the scaling of `inputs`. Of a query that `mask` shows nothing it
+    is 0 (since torch 2.5).
+    """
     return scaled_dot_product_attention(query, key, value, mask, inputs.dropout, scale=inputs.scaling)

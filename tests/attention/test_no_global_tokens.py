@@ -6,6 +6,7 @@ from attention_inputs import HEAD_DIM, HEADS, SPARSITY_TYPES, make_inputs
 from flex_on_cpu import use_flex_on_cpu
 from reference import dense_lsg_attention
 
+from lsg_xlmr.attention import blockwise
 from lsg_xlmr.attention.causal_attention import causal_attention
 from lsg_xlmr.attention.causal_pattern import CausalInputs
 from lsg_xlmr.attention.encoder_attention import lsg_attention
@@ -128,3 +129,21 @@ def test_half_precision(tiny_config, attend, causal, dtype):
             found, _ = attend(*inputs, mask, None, config, implementation, causal)
             assert found.isfinite().all(), (kind, implementation)
             torch.testing.assert_close(found[kept].float(), expected[kept], rtol=0, atol=0.5)
+
+
+def test_texts_of_nothing_but_padding_on_several_threads(tiny_config, attend, monkeypatch):
+    monkeypatch.setattr(blockwise, "num_parallel", lambda: 2)
+    config = tiny_config(num_global_tokens=0)
+    inputs, _, _ = make_inputs(config, 48)
+    for causal in (False, True):
+        context, _ = attend(*inputs, torch.zeros(2, 48, dtype=torch.bool), None, config, "sdpa", causal)
+        assert context.isfinite().all()
+
+
+def test_a_long_text_at_once_takes_windows_in_a_decoder_too(tiny_config, attend, monkeypatch):
+    """Off the CPU, where the memory of all pairs of tokens would be missed."""
+    config = tiny_config(num_global_tokens=0)
+    inputs, _, _ = make_inputs(config, 45)
+    expected, _ = attend(*inputs, None, None, config, "windows", causal=True)
+    monkeypatch.setattr(CausalInputs, "visible", None)
+    torch.testing.assert_close(attend(*inputs, None, None, config, "windows", causal=True)[0], expected)
