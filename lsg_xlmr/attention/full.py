@@ -26,7 +26,7 @@ def with_globals(context, inputs):
 
 def product(query, key, value, mask, inputs):
     """
-    `scaled_dot_product_attention` with the dropout and the scaling of `inputs`. Of a query that `mask` shows nothing it
-    is 0 (since torch 2.5).
+    `scaled_dot_product_attention` with the dropout and the scaling of `inputs`; 0 for a query that `mask` shows
+    nothing (since torch 2.5).
     """
     return scaled_dot_product_attention(query, key, value, mask, inputs.dropout, scale=inputs.scaling)
