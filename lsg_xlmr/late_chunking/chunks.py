@@ -51,7 +51,7 @@ def late_chunks(
             `Pooling` by the mean, and any modules behind it, which are given the chunks' means; or a model whose
             `last_hidden_state` is the tokens', of LSG or any other, whose means are returned as they are. Run in eval
             mode, without gradients.
-        texts (`list[str]`): a text without tokens has no chunks.
+        texts (`list[str]`): a text that is empty, or nothing but blanks, has no chunks.
         tokenizer (`transformers.PreTrainedTokenizerFast`, *optional*): a `SentenceTransformer` has one.
         window (`int`, *optional*): the most tokens of the text in a chunk. A text's windows are as few as will do, and
             alike in size, to one token and those of a character that would be split (`▁` and the letter behind it).

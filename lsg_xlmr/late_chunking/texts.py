@@ -1,9 +1,13 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
 """The tokens of a text, its chunks in tokens and in characters, and the passes in which it is read."""
 
-from bisect import bisect_left, bisect_right
+import re
+from bisect import bisect_left
 from itertools import pairwise
 from typing import NamedTuple
+
+
+NOT_BLANK = re.compile(r"\S")
 
 
 class Text:
@@ -24,15 +28,17 @@ class Text:
         count = len(self.ids)
         before = next((i for i in range(count) if not is_special[i]), count)
         self.tail = next((i for i in range(count - before) if not is_special[-1 - i]), count - before)
-        # Some tokenizers count the blanks before a word as the word's, and those at the end as a token.
-        offsets = [
-            (min(end - len(whole[start:end].lstrip()), len(whole) - 1), end)
-            for start, end in found["offset_mapping"][before : count - self.tail]
-        ]
-        of_prompt = bisect_right(offsets, shift, key=lambda offset: offset[1])
+        offsets = found["offset_mapping"][before : count - self.tail]
+        starts, last = [], len(whole.rstrip())
+        for start, _ in offsets if text.strip() else ():
+            # Some tokenizers make tokens of blanks, or count them as the next word's, whose they are here too.
+            character = NOT_BLANK.search(whole, start)
+            starts.append(character.start() if character else starts[-1] if starts else start)
+        is_prompt = [start < shift and end <= shift for start, (_, end) in zip(starts, offsets)]
+        of_prompt = is_prompt.index(False) if False in is_prompt else len(offsets)
         self.head = before + of_prompt
-        self.starts = [max(start - shift, 0) for start, _ in offsets[of_prompt:]]
-        self.ends = [end - shift for _, end in offsets[of_prompt:]]
+        self.starts = [max(start - shift, 0) for start in starts[of_prompt:]]
+        self.ends = [min(end, last) - shift for _, end in offsets[of_prompt:]]
 
     def windows(self, size):
         """`(first, last)` token of each, last exclusive."""

@@ -3,7 +3,17 @@
 import pytest
 import torch
 from repository import TINY
-from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer, XLMRobertaModel
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+    XLMRobertaModel,
+)
 
 from lsg_xlmr import LSGXLMRobertaForMaskedLM, LSGXLMRobertaModel, late_chunks
 from lsg_xlmr.conversion import LSGConverter
@@ -156,6 +166,32 @@ def test_another_model_in_half_precision_trained_meanwhile(tmp_path):
         "Rome old Paris is",
         "big and Rome old",
     ]
+
+
+@pytest.mark.parametrize("trim_offsets", [True, False])
+def test_tokens_of_bytes_and_of_blanks(trim_offsets):
+    """As RoBERTa's tokenizer has them: a character may be of several tokens, and a blank one of its own."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = ["<s>", "<pad>", "</s>", "<unk>", *letters]
+    backend = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=trim_offsets)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", model_max_length=60)
+    config = RobertaConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    model = RobertaModel(config).eval()
+    cases = {"ab \U0001f389\U0001f389  \u00e9 c  ": ["a", "b", "\U0001f389", "\U0001f389", "\u00e9", "c"]}
+    cases |= {"  x": ["x"], "a  b": ["a", "b"], "x\n": ["x"], " ": [], "": []}
+    for text, chunks in cases.items():
+        ((_, spans),) = late_chunks(model, [text], tokenizer, window=1)
+        assert [text[start:end] for start, end in spans] == chunks
+        ((_, spans),) = late_chunks(model, [text], tokenizer, window=1, prompt="to: ")
+        assert [text[start:end] for start, end in spans] == chunks
+        if chunks:
+            ((vectors, _),) = late_chunks(model, [text], tokenizer, spans=[[(0, len(text))]])
+            expected = states_of(model, tokenizer(text)["input_ids"]).mean(0)
+            torch.testing.assert_close(vectors[0], expected, **TOLERANCE)
 
 
 BAD = {
