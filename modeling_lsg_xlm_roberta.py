@@ -6,39 +6,39 @@ XLM-RoBERTa with LSG attention, in one file.
  line  section                         what it is
   128  attention/lengths               What depends on an input's length
   175  attention/pattern               The LSG pattern, and what every implementation of it is given
-  325  attention/causal_pattern        The causal LSG pattern, and what its implementations are given
-  398  attention/sparsity              The sparse tokens of LSG attention, made in six ways
-  578  attention/encoder_attention     LSG attention of an encoder
-  614  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
-  675  attention/eager                 LSG attention by its definition
-  715  attention/full                  Attention of the queries that see every key
-  741  attention/windowed              LSG attention by `scaled_dot_product_attention`
-  798  attention/flex                  LSG attention by torch's FlexAttention
-  920  attention/packed                A batch laid out as one sequence, of one of a few lengths
- 1008  attention/block_mask            FlexAttention's block mask of the LSG pattern, by arithmetic
- 1125  attention/blocks                Which products LSG attention consists of, block by block
- 1246  attention/blockwise             LSG attention one block of queries at a time, with its backward
- 1474  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
- 1587  cpu/libraries                   Which library's products are the quickest on this CPU
- 1619  cpu/plain                       Which modules may be called in pieces and on other threads
- 1684  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
- 1868  cpu/products                    Linear layers in float32 on CPUs where torch's own products are slow
- 1999  cpu/dropout                     Dropout on CPU that spends one random byte an element
- 2055  cpu/memory                      Memory on CPU that is used again
- 2073  model/checks                    What the inputs of a model must be, said before torch fails within
- 2197  model/cache                     What causal LSG attention keeps of the tokens before
- 2318  model/mask                      From a user's `attention_mask` to the mask of all keys
- 2353  model/padded_rows               A decoder's texts that begin with padding, one by one
- 2423  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
- 2520  model/dense                     XLM-RoBERTa's modules around a linear layer, with the fastest product for it
- 2591  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 2869  model/labels                    What the labels of each head must be
- 2985  model/losses                    Losses of a batch that comes in parts
- 3039  model/frozen_head               An LM head as it was at one moment, to be used at a later one
- 3124  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
- 3344  model/trained_rows              An embedding of which the first rows alone are trained
- 3378  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 3734  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+  333  attention/causal_pattern        The causal LSG pattern, and what its implementations are given
+  406  attention/sparsity              The sparse tokens of LSG attention, made in six ways
+  586  attention/encoder_attention     LSG attention of an encoder
+  622  attention/causal_attention      LSG attention of a decoder, which is causal, with and without a cache
+  683  attention/eager                 LSG attention by its definition
+  725  attention/full                  Attention of the queries that see every key
+  756  attention/windowed              LSG attention by `scaled_dot_product_attention`
+  813  attention/flex                  LSG attention by torch's FlexAttention
+  935  attention/packed                A batch laid out as one sequence, of one of a few lengths
+ 1023  attention/block_mask            FlexAttention's block mask of the LSG pattern, by arithmetic
+ 1140  attention/blocks                Which products LSG attention consists of, block by block
+ 1263  attention/blockwise             LSG attention one block of queries at a time, with its backward
+ 1492  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
+ 1605  cpu/libraries                   Which library's products are the quickest on this CPU
+ 1637  cpu/plain                       Which modules may be called in pieces and on other threads
+ 1702  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
+ 1886  cpu/products                    Linear layers in float32 on CPUs where torch's own products are slow
+ 2017  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 2073  cpu/memory                      Memory on CPU that is used again
+ 2091  model/checks                    What the inputs of a model must be, said before torch fails within
+ 2215  model/cache                     What causal LSG attention keeps of the tokens before
+ 2336  model/mask                      From a user's `attention_mask` to the mask of all keys
+ 2371  model/padded_rows               A decoder's texts that begin with padding, one by one
+ 2441  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
+ 2538  model/dense                     XLM-RoBERTa's modules around a linear layer, with the fastest product for it
+ 2609  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 2887  model/labels                    What the labels of each head must be
+ 3003  model/losses                    Losses of a batch that comes in parts
+ 3057  model/frozen_head               An LM head as it was at one moment, to be used at a later one
+ 3142  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
+ 3362  model/trained_rows              An embedding of which the first rows alone are trained
+ 3396  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 3754  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
@@ -196,6 +196,14 @@ def is_visible(q, k, t, m, block_size, sparse_block_size):
     is_left = (sparse >= left - sparse_block_size) & (sparse < left)
     is_right = (sparse >= right) & (sparse < right + sparse_block_size)
     return is_local | ((sparse >= 0) & (sparse < m) & (is_left | is_right)) | (sparse >= m)
+
+
+def hidden_score(dtype):
+    """
+    The score of a key that is not seen: its weight is 0 beside any that is. Not minus infinity, which would make NaN
+    of a query that sees nothing, as one of padding may where there are no globals.
+    """
+    return torch.finfo(dtype).min / 2
 
 
 @dataclass
@@ -640,7 +648,7 @@ def causal_attention(inputs, implementation):
     if runs_in_pieces(inputs.query):
         keep_freed_memory()
         return blockwise_attention(inputs), None
-    if inputs.num_global_queries and not inputs.is_full:
+    if inputs.query.shape[2] == inputs.key.shape[2] and not inputs.is_full:  # queries of all positions
         return windowed_attention(inputs), None
     keys, values = (inputs.with_sparse(*x) for x in zip((inputs.key, inputs.value), inputs.sparse))
     return product(inputs.query, keys, values, inputs.visible(), inputs).transpose(1, 2), None
@@ -693,8 +701,10 @@ def eager_attention(inputs):
     weights, value = apply_dropout(torch.cat([to_globals, weights], -1), inputs.dropout), inputs.value
     num_kept = t - inputs.num_padding
     if is_open(t):
-        of_tokens = weights[:, :, inputs.num_global_queries :, num_global_tokens:]
-        return (weights @ value).transpose(1, 2), of_tokens[:, :, :num_kept, :num_kept]
+        # Not a slice: of all there is where there are no globals, it would tie a graph to there being padding.
+        kept = torch.arange(num_kept, device=weights.device)
+        of_tokens = weights.index_select(2, inputs.num_global_queries + kept).index_select(3, num_global_tokens + kept)
+        return (weights @ value).transpose(1, 2), of_tokens
     # The weights handed out are those the context is made of, so that gradients reach them.
     rows = [inputs.num_global_queries, inputs.num_global_queries + num_kept]
     ends = [num_global_tokens, num_global_tokens + num_kept]
@@ -709,7 +719,7 @@ def dense_weights(inputs):
     """What every query pays to the keys in the order of [`is_visible`], `n h q t+m+G`."""
     keys = inputs.with_sparse(inputs.key, inputs.sparse[0])
     scores = (inputs.query @ keys.transpose(2, 3)) * inputs.scaling
-    return scores.masked_fill(~inputs.visible(), -torch.inf).softmax(-1)
+    return scores.masked_fill(~inputs.visible(), hidden_score(scores.dtype)).softmax(-1)
 
 
 # ==== attention/full =================================================================================================
@@ -724,6 +734,8 @@ def full_attention(query, inputs):
 
 def with_globals(context, inputs):
     """The tokens' context (`n t h d`) with that of the global queries before it, `n T h d`."""
+    if not inputs.num_global_queries:
+        return context
     query = inputs.query[:, :, : inputs.num_global_queries]
     if inputs.num_blocks_ahead:
         global_context = full_attention(query, inputs)
@@ -734,7 +746,10 @@ def with_globals(context, inputs):
 
 
 def product(query, key, value, mask, inputs):
-    """`scaled_dot_product_attention` with the dropout and the scaling of `inputs`."""
+    """
+    `scaled_dot_product_attention` with the dropout and the scaling of `inputs`; 0 for a query that `mask` shows
+    nothing (since torch 2.5).
+    """
     return scaled_dot_product_attention(query, key, value, mask, inputs.dropout, scale=inputs.scaling)
 
 
@@ -1037,7 +1052,7 @@ def seen_by(packing, device):
         n, b, s, step = packing.num_texts, packing.block_size, packing.sparse_block_size, max(packing.step, 1)
         blocks = packing.num_tokens // b  # of a text
         tokens, sparse, globals_ = (torch.arange(size, device=device) for size in packing.sections)
-        block, sparse_block, text = tokens // b, sparse // step, globals_ // packing.num_globals
+        block, sparse_block, text = tokens // b, sparse // step, globals_ // max(packing.num_globals, 1)
         sections = (
             (block - 1, block + 1, torch.full_like(block, -2), block // blocks),
             ((sparse - s) // step - 1, (sparse + s) // step + 1, sparse_block, sparse_block // blocks),
@@ -1131,7 +1146,7 @@ class Block(NamedTuple):
     """
     A product: of the queries at the positions `queries` with a window of keys, `(is_sparse, start, stop)` slices of
     the keys or the sparse keys. `key_mask` (`1|h w`, bool, `None` where nothing is masked) is that of the window;
-    `later` (`q l`, 0 or -inf, `None` where there are none) is added to the scores of its last `l` keys.
+    `later` (`q l`, 0 or [`hidden_score`], `None` where there are none) is added to the scores of its last `l` keys.
     """
 
     queries: slice
@@ -1158,7 +1173,8 @@ def blocks_of_sequences(inputs):
     later = None
     if not inputs.num_blocks_ahead:
         b, dtype = inputs.config.block_size, inputs.query.dtype
-        later = torch.full((b, b), -torch.inf, dtype=dtype, device="cpu").triu_(1)  # of one block's tokens
+        dtype = torch.float32 if dtype == torch.float16 else dtype  # in which scores are computed
+        later = torch.full((b, b), hidden_score(dtype), dtype=dtype, device="cpu").triu_(1)  # of one block's tokens
     return [_blocks(inputs, sequence, later) for sequence in range(len(inputs.key))]
 
 
@@ -1202,6 +1218,7 @@ def _blocks(inputs, sequence, later):
                 after = later[queries[0] - i * b : queries[1] - i * b, own[0] - i * b : own[1] - i * b]
         shift = num_global_queries - start
         blocks.append(_block(slice(queries[0] + shift, queries[1] + shift), window)._replace(later=after))
+    blocks = [block for block in blocks if block.window]  # without globals padding may see nothing
     blocks.sort(key=lambda block: block.num_weights, reverse=True)
     return [block._replace(key_mask=_window_mask(mask, sparse_mask, sequence, block.window)) for block in blocks]
 
@@ -1445,7 +1462,7 @@ def _pieces(blocks, *tensors):
     first, and some heads at a time where there is too little for the threads to end together.
     """
     num_heads, num_blocks, num_threads = tensors[0].shape[2], sum(map(len, blocks)), num_parallel()
-    num_parts = 1 if num_threads == 1 else min(num_heads, -(-PIECES_A_THREAD * num_threads // num_blocks))
+    num_parts = 1 if num_threads == 1 else min(num_heads, -(-PIECES_A_THREAD * num_threads // max(num_blocks, 1)))
     bounds = [num_heads * i // num_parts for i in range(num_parts + 1)]
     pieces = []
     for of_sequence, *parts in zip(blocks, *tensors):
@@ -1464,7 +1481,8 @@ def _block_weights(buffers, query, keys, block, scaling):
     scores[:, :, width:] = -torch.inf
     if block.key_mask is not None:
         # Added: filling in goes element by element, and takes longer than the product.
-        additive_mask = torch.zeros_like(block.key_mask, dtype=scores.dtype).masked_fill_(~block.key_mask, -torch.inf)
+        additive_mask = torch.zeros_like(block.key_mask, dtype=scores.dtype)
+        additive_mask.masked_fill_(~block.key_mask, hidden_score(scores.dtype))
         scores[:, :, :width] += additive_mask[:, None]
     if block.later is not None:
         scores[:, :, width - block.later.shape[1] : width] += block.later
@@ -2802,7 +2820,7 @@ class LSGEncoder(XLMRobertaEncoder):
 
         Returns:
             the last hidden state, `(batch_size, sequence_length, hidden_size)`: in an encoder with `pool_with_global`
-            the first global token's stands in the place of the first token's.
+            and globals the first global token's stands in the place of the first token's.
 
         Raises:
             TypeError, ValueError: `attention_mask` or `encoder_hidden_states` does not fit.
@@ -2813,7 +2831,7 @@ class LSGEncoder(XLMRobertaEncoder):
         is_decoder, block_size = self.config.is_decoder, self.config.block_size
         batch_size, length, hidden_size = hidden_states.shape
         cache_length = 0 if cache is None else cache.get_seq_length()
-        if global_states is None and is_decoder and cache_length:
+        if global_states is None and (is_decoder and cache_length or not self.config.num_global_tokens):
             global_states = hidden_states[:, :0]
         elif global_states is None:
             raise ValueError(
@@ -2838,7 +2856,7 @@ class LSGEncoder(XLMRobertaEncoder):
         else:
             states = self._run_layers(attention_mask, *states, **kwargs)
         hidden_states, global_states, _ = states
-        if self.config.pool_with_global and not is_decoder:
+        if self.config.pools_with_global and not is_decoder:
             is_first = torch.arange(length, device=hidden_states.device)[:, None] == 0
             hidden_states = torch.where(is_first, global_states[:, :1], hidden_states)
         return BaseModelOutputWithPastAndCrossAttentions(
@@ -3457,8 +3475,10 @@ class LSGXLMRobertaPreTrainedModel(SavedWithItsCode, XLMRobertaPreTrainedModel):
             `int`: how many values are trained.
 
         Raises:
-            ValueError: no parameter has such a name, or the model is a stock decoder, which has no global tokens.
+            ValueError: no parameter has such a name, or the model has no global tokens, as a stock decoder.
         """
+        if not self.config.num_global_tokens:
+            raise ValueError("There are no global tokens to train: load the model with num_global_tokens=1 or more.")
         if self.config.is_stock:
             raise ValueError("A stock decoder has no global tokens to train: load the model with dense_decoder=False.")
         names = [name for name, _ in self.named_parameters()]

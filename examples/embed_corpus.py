@@ -8,6 +8,10 @@ Embeds a corpus of long documents by Ray Data, on the cores of one machine or of
 `--corpus` is a folder of Parquet or JSONL files with the columns `id` and `text`; each file becomes one Parquet file
 of `--output` with `id` and `embedding`, written whole or not at all. Killed and run again, the same command embeds
 the files that are missing. On a cluster all three folders must be seen by every machine.
+
+With `--window 128` a document has several rows, `id`, `start`, `end` and `embedding`: late chunks of at most so many
+tokens, with where they begin and end in characters. A document longer than what the model takes is read to its end,
+in passes; without `--window` it is cut.
 """
 
 import argparse
@@ -28,6 +32,8 @@ with ecosystem():
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
+from lsg_xlmr import late_chunks
+
 
 READERS = {".parquet": pq.read_table, ".jsonl": pa.json.read_json}
 
@@ -35,17 +41,38 @@ READERS = {".parquet": pq.read_table, ".jsonl": pa.json.read_json}
 class Embedder:
     """Loads the model once in each process; embeds one file of the corpus at a call."""
 
-    def __init__(self, model, output, pooling, batch_size, threads):
+    def __init__(self, model, output, pooling, window, batch_size, threads):
         torch.set_num_threads(threads)
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.model = AutoModel.from_pretrained(model, trust_remote_code=True).eval()
-        self.output, self.pooling, self.batch_size = Path(output), pooling, batch_size
+        self.output, self.pooling = Path(output), pooling
+        self.window, self.batch_size = window, batch_size
 
     def __call__(self, batch):
         """`{"path": [file]}` to the file's documents, tokens and seconds."""
         path, start = Path(str(batch["path"][0])), time.perf_counter()
         table = READERS[path.suffix](path)
-        texts, vectors, tokens = table["text"].to_pylist(), [], 0
+        rows, tokens = (self._late_chunks if self.window else self._vectors)(table["text"].to_pylist())
+        embeddings = pa.array(rows.pop("embedding"), pa.list_(pa.float32()))
+        columns = {name: pa.array(numbers, pa.int64()) for name, numbers in rows.items()}
+        columns["id"] = table["id"].take(columns["id"])
+        write_whole(pa.table({**columns, "embedding": embeddings}), target_of(path, self.output))
+        return {"documents": [len(table)], "tokens": [tokens], "seconds": [time.perf_counter() - start]}
+
+    def _late_chunks(self, texts):
+        """Columns, a row for each window of each text, `id` the text's number; and the number of tokens."""
+        found = late_chunks(self.model, texts, self.tokenizer, window=self.window, batch_size=self.batch_size)
+        rows = {name: [] for name in ("id", "start", "end", "embedding")}
+        for number, (vectors, spans) in enumerate(found):
+            rows["id"] += [number] * len(spans)
+            rows["start"] += [start for start, _ in spans]
+            rows["end"] += [end for _, end in spans]
+            rows["embedding"] += torch.nn.functional.normalize(vectors, dim=-1).tolist()
+        return rows, sum(map(len, self.tokenizer(texts, verbose=False)["input_ids"]))
+
+    def _vectors(self, texts):
+        """Columns, a row for each text, `id` the text's number; and the number of tokens."""
+        vectors, tokens = [], 0
         # Texts of like length together, so that little is padding.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for first in range(0, len(order), self.batch_size):
@@ -53,9 +80,7 @@ class Embedder:
             vectors += found
             tokens += count
         in_place = [vector for _, vector in sorted(zip(order, vectors, strict=True), key=lambda pair: pair[0])]
-        embeddings = pa.array(in_place, pa.list_(pa.float32()))
-        write_whole(pa.table({"id": table["id"], "embedding": embeddings}), target_of(path, self.output))
-        return {"documents": [len(texts)], "tokens": [tokens], "seconds": [time.perf_counter() - start]}
+        return {"id": list(range(len(texts))), "embedding": in_place}, tokens
 
     @torch.inference_mode()
     def _embed(self, texts):
@@ -83,11 +108,14 @@ def main():
     parser.add_argument("--corpus", type=Path, required=True, help="folder of Parquet or JSONL files")
     parser.add_argument("--output", type=Path, required=True, help="folder of the Parquet files to write")
     parser.add_argument("--pooling", choices=("mean", "cls"), default="mean", help="default: %(default)s")
+    parser.add_argument("--window", type=int, help="tokens in a late chunk (default: one vector of a document)")
     parser.add_argument("--batch_size", type=int, default=4, help="texts at a time (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="cores of each process (default: %(default)s)")
     parser.add_argument("--address", help="of a Ray cluster; one of this machine's own is started if not given")
     args = parser.parse_args()
+    if args.window is not None and (args.window < 1 or args.pooling != "mean"):
+        parser.error(f"--window takes 1 or more tokens and --pooling mean, got {args.window} and {args.pooling}")
     files = sorted(path for path in args.corpus.glob("*") if path.suffix in READERS)
     if not files:
         parser.error(f"--corpus {args.corpus} holds no file that ends in {' or '.join(READERS)}")
@@ -113,7 +141,7 @@ def embed(files, args):
     fields = (str(Path(args.model).absolute()), str(args.output.absolute()))
     done = ray.data.from_items(paths, override_num_blocks=len(paths)).map_batches(
         Embedder,
-        fn_constructor_args=(*fields, args.pooling, args.batch_size, args.threads),
+        fn_constructor_args=(*fields, args.pooling, args.window, args.batch_size, args.threads),
         compute=ActorPoolStrategy(size=args.workers),
         batch_size=1,
         num_cpus=args.threads,

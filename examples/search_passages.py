@@ -4,13 +4,15 @@ Searches among passages of some 3,000 tokens by sentence-transformers: a source 
 trained on long pairs for some steps.
 
     python examples/search_passages.py --output dense-4096
+    python examples/search_passages.py --window 128 --output chunks-4096
     python examples/search_passages.py --kind sparse --output sparse-4096
     python examples/search_passages.py --kind reranker --output reranker-4096
 
 `--model` is a folder or a hub name: a model of sentence-transformers of that kind, or any XLM-RoBERTa, around which
 sentence-transformers puts its usual modules. A passage tells of one country, in a stretch that stands anywhere among
 sentences about others; the query is a sentence about that country which is not in the passage. Both
-models are written to `--output`.
+models are written to `--output`. With `--window` the converted models give several vectors of a passage, late chunks
+of so many tokens, of which the one nearest to the query counts; training is as without.
 """
 
 import argparse
@@ -19,10 +21,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from extras import ecosystem
 from train_tiny_xlm_roberta import load_facts, write_sentences
 from transformers import set_seed
 
+from lsg_xlmr import late_chunks
 from lsg_xlmr.cli import main as convert
 
 
@@ -111,11 +115,15 @@ def drawn(texts, tokens, tokenizer, rng):
         yield text
 
 
-def found_first(model, queries, passages):
-    """The share of queries whose own passage is the first answer."""
+def found_first(model, queries, passages, window=None):
+    """The share of queries whose own passage is the first answer, by its nearest late chunk if there is a `window`."""
     if isinstance(model, CrossEncoder):
         pairs = [(query, passage) for query in queries for passage in passages]
         scores = model.predict(pairs, batch_size=4, convert_to_tensor=True).view(len(queries), len(passages))
+    elif window:
+        chunks = [vectors for vectors, _ in late_chunks(model, passages, window=window)]
+        found = model.encode_query(queries, convert_to_tensor=True).cpu()
+        scores = torch.stack([model.similarity(found, vectors).amax(1) for vectors in chunks], dim=1)
     else:
         fields = {"batch_size": 4, "convert_to_tensor": True}
         scores = model.similarity(model.encode_query(queries, **fields), model.encode_document(passages, **fields))
@@ -147,6 +155,7 @@ def main():
     parser.add_argument("--kind", choices=KINDS, default="dense", help="default: %(default)s")
     parser.add_argument("--model", default=str(TINY), help="folder or hub name (default: the small checkpoint)")
     parser.add_argument("--pooling", choices=("mean", "cls"), help="of a dense embedder; by default the model's own")
+    parser.add_argument("--window", type=int, help="tokens in a late chunk (default: one vector of a passage)")
     parser.add_argument("--output", type=Path, required=True, help="new folder for the two models")
     parser.add_argument("--tested", type=int, default=28, help="passages to search among (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=40, help="default: %(default)s")
@@ -156,6 +165,8 @@ def main():
     args = parser.parse_args()
     if args.output.exists():
         parser.error(f"--output {args.output} is there already: name a new folder")
+    if args.window is not None and (args.window < 1 or args.kind != "dense" or args.pooling == "cls"):
+        parser.error("--window takes 1 or more tokens, and goes with --kind dense and pooling by the mean")
     set_seed(args.seed)  # a reranker's head may be new
     kind = KINDS[args.kind]
     model = kind.model(args.model)
@@ -170,11 +181,13 @@ def main():
         if convert(["--initial_model", folder, "--model_name", str(args.output / "converted")]):
             parser.exit(1)
     model = kind.model(str(args.output / "converted"), trust_remote_code=True)
-    print(f"converted, {model.get_max_seq_length()} tokens: {found_first(model, *tested):.1%} found first", flush=True)
+    how = f", late chunks of {args.window}" if args.window else ""
+    found = found_first(model, *tested, args.window)
+    print(f"converted, {model.get_max_seq_length()} tokens{how}: {found:.1%} found first", flush=True)
     train(kind, model, queries_and_passages(model.tokenizer, args.steps * args.batch_size, args.seed + 1), args)
     model.save_pretrained(str(args.output / "trained"))
     model = kind.model(str(args.output / "trained"), trust_remote_code=True)
-    print(f"converted, trained: {found_first(model, *tested):.1%} found first")
+    print(f"converted, trained{how}: {found_first(model, *tested, args.window):.1%} found first")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import transformers
 from .configuration_lsg import LSGConfig, LSGEncoderDecoderConfig, LSGXLMRobertaConfig, TravelsWithItsCode
 from .conversion import LSGConverter
 from .conversion.drop_in import write_drop_in_files
+from .late_chunking import LateChunks, late_chunks
 from .model.encoder import LSGAttention
 from .model.encoder_decoder import LSGEncoderDecoderModel
 from .model.modeling_lsg_xlm_roberta import (
@@ -47,6 +48,8 @@ __all__ = [
     "LSGXLMRobertaForTokenClassification",
     "LSGXLMRobertaModel",
     "LSGXLMRobertaPreTrainedModel",
+    "LateChunks",
     "__version__",
     "export_onnx",
+    "late_chunks",
 ]

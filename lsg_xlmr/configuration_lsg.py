@@ -110,13 +110,14 @@ class LSGConfig(TravelsWithItsCode, XLMRobertaConfig):
             `"stride"` (every `sparsity_factor`-th token, shifted per head), `"block_stride"` (a run of each block,
             shifted per head) or `"none"` (`None` is taken for it).
         num_global_tokens (`int`, defaults to 1):
-            Learned tokens, 1 to 512, that see every token and are seen by every token.
+            Learned tokens, at most 512, that see every token and are seen by every token. With 0 texts of up to two
+            blocks are read as by XLM-RoBERTa.
         mask_first_token (`bool`, defaults to `False`):
             Hide the first token (`<s>`) as a key from every query; the first global token stands for it. Forces
-            `pool_with_global=True`.
+            `pool_with_global=True`, and needs a global token.
         pool_with_global (`bool`, defaults to `True`):
             Put the first global token's last hidden state in the place of the first token's, so that every head that
-            pools on `<s>` pools on the global token.
+            pools on `<s>` pools on the global token. Without global tokens they pool on `<s>`.
         lsh_num_pre_rounds (`int`, defaults to 1):
             Rounds of `"lsh"`, at most 64, that merge each chunk into as many clusters as it has tokens before the last
             round.
@@ -204,6 +205,11 @@ class LSGConfig(TravelsWithItsCode, XLMRobertaConfig):
         return self.sparsity_type != "none" and self.sparse_block_size > 0
 
     @property
+    def pools_with_global(self) -> bool:
+        """Whether a global token stands in the place of `<s>` for what pools on it."""
+        return self.pool_with_global and self.num_global_tokens > 0
+
+    @property
     def is_stock(self) -> bool:
         """Whether attention is XLM-RoBERTa's own."""
         return self.is_decoder and self.dense_decoder
@@ -233,13 +239,16 @@ class LSGConfig(TravelsWithItsCode, XLMRobertaConfig):
         self._validate_int("block_size", 1, 128)
         self._validate_int("sparse_block_size", 0, 128)
         self._validate_int("sparsity_factor", 1 if self.has_sparse_tokens else 0, 2)
-        self._validate_int("num_global_tokens", 1, 1, MAX_GLOBAL_TOKENS)
+        self._validate_int("num_global_tokens", 0, 1, MAX_GLOBAL_TOKENS)
         self._validate_int("lsh_num_pre_rounds", 0, 1, MAX_PRE_ROUNDS)
         self._validate_int("lsh_seed", 0, 0, 2**32 - 1)
         self._validate_int("sparse_pred_ignore_index", -MAX_INT, -100)
         self._validate_shape()
         if self.has_sparse_tokens:
             self._validate_blocks()
+        if self.mask_first_token and not self.num_global_tokens:
+            rule = "needs a global token to stand for <s>, and num_global_tokens=0"
+            raise _error("mask_first_token", True, rule, False)
         if self.mask_first_token and not self.pool_with_global:
             logger.warning("`mask_first_token=True` hides <s> from every query, so `pool_with_global` is set to True.")
             self.pool_with_global = True

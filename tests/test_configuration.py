@@ -24,7 +24,7 @@ BAD_VALUES = [
     ("sparsity_factor", 3),
     ("sparsity_type", "norms"),
     ("sparsity_type", ["norm"]),
-    ("num_global_tokens", 0),
+    ("num_global_tokens", -1),
     ("num_global_tokens", 513),
     ("mask_first_token", "yes"),
     ("pool_with_global", 0),

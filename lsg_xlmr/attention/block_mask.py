@@ -39,7 +39,7 @@ def seen_by(packing, device):
         n, b, s, step = packing.num_texts, packing.block_size, packing.sparse_block_size, max(packing.step, 1)
         blocks = packing.num_tokens // b  # of a text
         tokens, sparse, globals_ = (torch.arange(size, device=device) for size in packing.sections)
-        block, sparse_block, text = tokens // b, sparse // step, globals_ // packing.num_globals
+        block, sparse_block, text = tokens // b, sparse // step, globals_ // max(packing.num_globals, 1)
         sections = (
             (block - 1, block + 1, torch.full_like(block, -2), block // blocks),
             ((sparse - s) // step - 1, (sparse + s) // step + 1, sparse_block, sparse_block // blocks),

@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 import torch
 
+from .pattern import hidden_score
+
 
 class Block(NamedTuple):
     """
     A product: of the queries at the positions `queries` with a window of keys, `(is_sparse, start, stop)` slices of
     the keys or the sparse keys. `key_mask` (`1|h w`, bool, `None` where nothing is masked) is that of the window;
-    `later` (`q l`, 0 or -inf, `None` where there are none) is added to the scores of its last `l` keys.
+    `later` (`q l`, 0 or [`hidden_score`], `None` where there are none) is added to the scores of its last `l` keys.
     """
 
     queries: slice
@@ -40,7 +42,8 @@ def blocks_of_sequences(inputs):
     later = None
     if not inputs.num_blocks_ahead:
         b, dtype = inputs.config.block_size, inputs.query.dtype
-        later = torch.full((b, b), -torch.inf, dtype=dtype, device="cpu").triu_(1)  # of one block's tokens
+        dtype = torch.float32 if dtype == torch.float16 else dtype  # in which scores are computed
+        later = torch.full((b, b), hidden_score(dtype), dtype=dtype, device="cpu").triu_(1)  # of one block's tokens
     return [_blocks(inputs, sequence, later) for sequence in range(len(inputs.key))]
 
 
@@ -84,6 +87,7 @@ def _blocks(inputs, sequence, later):
                 after = later[queries[0] - i * b : queries[1] - i * b, own[0] - i * b : own[1] - i * b]
         shift = num_global_queries - start
         blocks.append(_block(slice(queries[0] + shift, queries[1] + shift), window)._replace(later=after))
+    blocks = [block for block in blocks if block.window]  # without globals padding may see nothing
     blocks.sort(key=lambda block: block.num_weights, reverse=True)
     return [block._replace(key_mask=_window_mask(mask, sparse_mask, sequence, block.window)) for block in blocks]
 

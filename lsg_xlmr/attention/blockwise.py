@@ -11,6 +11,7 @@ import torch
 from ..cpu.dropout import draw_dropout, dropout_scale, kept_elements
 from ..cpu.threads import num_parallel, run_in_parallel
 from .blocks import blocks_of_sequences
+from .pattern import hidden_score
 
 
 # Pieces of work a thread has at least, so that threads end together.
@@ -210,7 +211,7 @@ def _pieces(blocks, *tensors):
     first, and some heads at a time where there is too little for the threads to end together.
     """
     num_heads, num_blocks, num_threads = tensors[0].shape[2], sum(map(len, blocks)), num_parallel()
-    num_parts = 1 if num_threads == 1 else min(num_heads, -(-PIECES_A_THREAD * num_threads // num_blocks))
+    num_parts = 1 if num_threads == 1 else min(num_heads, -(-PIECES_A_THREAD * num_threads // max(num_blocks, 1)))
     bounds = [num_heads * i // num_parts for i in range(num_parts + 1)]
     pieces = []
     for of_sequence, *parts in zip(blocks, *tensors):
@@ -229,7 +230,8 @@ def _block_weights(buffers, query, keys, block, scaling):
     scores[:, :, width:] = -torch.inf
     if block.key_mask is not None:
         # Added: filling in goes element by element, and takes longer than the product.
-        additive_mask = torch.zeros_like(block.key_mask, dtype=scores.dtype).masked_fill_(~block.key_mask, -torch.inf)
+        additive_mask = torch.zeros_like(block.key_mask, dtype=scores.dtype)
+        additive_mask.masked_fill_(~block.key_mask, hidden_score(scores.dtype))
         scores[:, :, :width] += additive_mask[:, None]
     if block.later is not None:
         scores[:, :, width - block.later.shape[1] : width] += block.later

@@ -38,7 +38,7 @@ def causal_attention(inputs, implementation):
     if runs_in_pieces(inputs.query):
         keep_freed_memory()
         return blockwise_attention(inputs), None
-    if inputs.num_global_queries and not inputs.is_full:
+    if inputs.query.shape[2] == inputs.key.shape[2] and not inputs.is_full:  # queries of all positions
         return windowed_attention(inputs), None
     keys, values = (inputs.with_sparse(*x) for x in zip((inputs.key, inputs.value), inputs.sparse))
     return product(inputs.query, keys, values, inputs.visible(), inputs).transpose(1, 2), None

@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import dropout as apply_dropout, pad
 
 from .lengths import is_open
+from .pattern import hidden_score
 
 
 def eager_attention(inputs):
@@ -24,8 +25,10 @@ def eager_attention(inputs):
     weights, value = apply_dropout(torch.cat([to_globals, weights], -1), inputs.dropout), inputs.value
     num_kept = t - inputs.num_padding
     if is_open(t):
-        of_tokens = weights[:, :, inputs.num_global_queries :, num_global_tokens:]
-        return (weights @ value).transpose(1, 2), of_tokens[:, :, :num_kept, :num_kept]
+        # Not a slice: of all there is where there are no globals, it would tie a graph to there being padding.
+        kept = torch.arange(num_kept, device=weights.device)
+        of_tokens = weights.index_select(2, inputs.num_global_queries + kept).index_select(3, num_global_tokens + kept)
+        return (weights @ value).transpose(1, 2), of_tokens
     # The weights handed out are those the context is made of, so that gradients reach them.
     rows = [inputs.num_global_queries, inputs.num_global_queries + num_kept]
     ends = [num_global_tokens, num_global_tokens + num_kept]
@@ -40,4 +43,4 @@ def dense_weights(inputs):
     """What every query pays to the keys in the order of [`is_visible`], `n h q t+m+G`."""
     keys = inputs.with_sparse(inputs.key, inputs.sparse[0])
     scores = (inputs.query @ keys.transpose(2, 3)) * inputs.scaling
-    return scores.masked_fill(~inputs.visible(), -torch.inf).softmax(-1)
+    return scores.masked_fill(~inputs.visible(), hidden_score(scores.dtype)).softmax(-1)

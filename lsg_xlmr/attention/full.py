@@ -13,6 +13,8 @@ def full_attention(query, inputs):
 
 def with_globals(context, inputs):
     """The tokens' context (`n t h d`) with that of the global queries before it, `n T h d`."""
+    if not inputs.num_global_queries:
+        return context
     query = inputs.query[:, :, : inputs.num_global_queries]
     if inputs.num_blocks_ahead:
         global_context = full_attention(query, inputs)
@@ -23,5 +25,8 @@ def with_globals(context, inputs):
 
 
 def product(query, key, value, mask, inputs):
-    """`scaled_dot_product_attention` with the dropout and the scaling of `inputs`."""
+    """
+    `scaled_dot_product_attention` with the dropout and the scaling of `inputs`; 0 for a query that `mask` shows
+    nothing (since torch 2.5).
+    """
     return scaled_dot_product_attention(query, key, value, mask, inputs.dropout, scale=inputs.scaling)

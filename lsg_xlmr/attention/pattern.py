@@ -34,6 +34,14 @@ def is_visible(q, k, t, m, block_size, sparse_block_size):
     return is_local | ((sparse >= 0) & (sparse < m) & (is_left | is_right)) | (sparse >= m)
 
 
+def hidden_score(dtype):
+    """
+    The score of a key that is not seen: its weight is 0 beside any that is. Not minus infinity, which would make NaN
+    of a query that sees nothing, as one of padding may where there are no globals.
+    """
+    return torch.finfo(dtype).min / 2
+
+
 @dataclass
 class AttentionInputs:
     """

@@ -118,6 +118,12 @@ def _steps(converter, model, source):
                 else " is the token that begins a text plus the first position."
             )
         )
+    if not config.num_global_tokens:
+        alike = f": texts of up to {min(2 * config.block_size, positions, new)} tokens are read as by the source"
+        yield (
+            f"- None of them is in use (`num_global_tokens=0`){'' if source.is_lsg else alike}. "
+            "`num_global_tokens=1` at load brings the first one in."
+        )
     yield "- All other weights are the source's. Nothing was trained: fine-tuning on long texts improves the result."
     architecture = (config.architectures or [""])[0].removeprefix("LSG")
     before = source.architecture.removeprefix("LSG")

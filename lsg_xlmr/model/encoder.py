@@ -241,7 +241,7 @@ class LSGEncoder(XLMRobertaEncoder):
 
         Returns:
             the last hidden state, `(batch_size, sequence_length, hidden_size)`: in an encoder with `pool_with_global`
-            the first global token's stands in the place of the first token's.
+            and globals the first global token's stands in the place of the first token's.
 
         Raises:
             TypeError, ValueError: `attention_mask` or `encoder_hidden_states` does not fit.
@@ -252,7 +252,7 @@ class LSGEncoder(XLMRobertaEncoder):
         is_decoder, block_size = self.config.is_decoder, self.config.block_size
         batch_size, length, hidden_size = hidden_states.shape
         cache_length = 0 if cache is None else cache.get_seq_length()
-        if global_states is None and is_decoder and cache_length:
+        if global_states is None and (is_decoder and cache_length or not self.config.num_global_tokens):
             global_states = hidden_states[:, :0]
         elif global_states is None:
             raise ValueError(
@@ -277,7 +277,7 @@ class LSGEncoder(XLMRobertaEncoder):
         else:
             states = self._run_layers(attention_mask, *states, **kwargs)
         hidden_states, global_states, _ = states
-        if self.config.pool_with_global and not is_decoder:
+        if self.config.pools_with_global and not is_decoder:
             is_first = torch.arange(length, device=hidden_states.device)[:, None] == 0
             hidden_states = torch.where(is_first, global_states[:, :1], hidden_states)
         return BaseModelOutputWithPastAndCrossAttentions(

@@ -118,8 +118,10 @@ class LSGXLMRobertaPreTrainedModel(SavedWithItsCode, XLMRobertaPreTrainedModel):
             `int`: how many values are trained.
 
         Raises:
-            ValueError: no parameter has such a name, or the model is a stock decoder, which has no global tokens.
+            ValueError: no parameter has such a name, or the model has no global tokens, as a stock decoder.
         """
+        if not self.config.num_global_tokens:
+            raise ValueError("There are no global tokens to train: load the model with num_global_tokens=1 or more.")
         if self.config.is_stock:
             raise ValueError("A stock decoder has no global tokens to train: load the model with dense_decoder=False.")
         names = [name for name, _ in self.named_parameters()]

@@ -12,7 +12,7 @@ from onnxscript import BOOL, FLOAT, INT64, graph, opset18 as op
 from torch import nn
 from torch.nn.functional import pad
 
-from ..attention.pattern import AttentionInputs
+from ..attention.pattern import AttentionInputs, hidden_score
 from ..attention.sparsity import lsh_cluster_counts
 
 
@@ -40,7 +40,7 @@ def Attention(  # an ONNX operator's name
     Args:
         query, key, value (`n h T d`): globals first.
         mask (bool, `n T`), bias (`n h 1 T`): the same twice, as `True` and 0 where a key may be seen, as `False` and
-            minus infinity where not.
+            [`hidden_score`] where not.
         projections (`h d p`): see [`SparseTokens`].
         hidden_states (`n T h*d`): what the layer was given, for its shape.
 
@@ -128,7 +128,9 @@ def Attention(  # an ONNX operator's name
         contexts = op.Loop(num_blocks, always, body=attend)  # blocks n h b d
         rows = op.Concat(op.Constant(value_ints=[0, -1]), op.Slice(shape, axis, last_axis, zero), axis=0)
         token_rows = op.Reshape(op.Transpose(contexts, perm=[1, 0, 3, 2, 4]), rows)
-        global_rows = op.Reshape(op.Transpose(global_context, perm=[0, 2, 1, 3]), rows)
+        # Of no globals nothing could be inferred: as many as there are.
+        global_shape = op.Concat(op.Constant(value_ints=[0, 0]), op.Slice(shape, axis, last_axis, zero), axis=0)
+        global_rows = op.Reshape(op.Transpose(global_context, perm=[0, 2, 1, 3]), global_shape)
         context = op.Reshape(op.Slice(op.Concat(global_rows, token_rows, axis=1), zero, length, row_axis), shape)
     # OpenVINO infers no shape of what an `If` gives, and computes on with whatever it takes for one.
     return op.Reshape(context, shape)
@@ -166,5 +168,5 @@ class SparseTokens(nn.Module):
 
 
 def additive(mask, dtype):
-    """0 where `mask` (bool) is `True`, minus infinity elsewhere, of `dtype`."""
-    return torch.where(mask, 0.0, -torch.inf).to(dtype)
+    """0 where `mask` (bool) is `True`, [`hidden_score`] elsewhere, of `dtype`."""
+    return torch.where(mask, 0.0, hidden_score(dtype)).to(dtype)

@@ -134,7 +134,7 @@ class _Encoder(nn.Module):
         for layer in self.layer:
             hidden_states = XLMRobertaLayer.forward(layer, hidden_states, mask, bias=bias)
         global_states, hidden_states = hidden_states[:, :length].tensor_split([num_global_tokens], 1)
-        if self.config.pool_with_global:
+        if self.config.pools_with_global:
             hidden_states = torch.cat([global_states[:, :1], hidden_states[:, 1:]], 1)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states)
 

@@ -69,17 +69,19 @@ def test_the_default_sizes(tiny_config, num_graphs, sparsity_type):
     assert num_graphs() <= 2
 
 
-def test_masks_with_holes_and_on_the_left(tiny_config):
+@pytest.mark.parametrize("num_global_tokens", [2, 0])
+def test_masks_with_holes_and_on_the_left(tiny_config, num_global_tokens):
     for sparsity_type in SPARSITY_TYPES:
-        config = tiny_config(sparsity_type=sparsity_type, sparsity_factor=4, num_global_tokens=2)
+        config = tiny_config(sparsity_type=sparsity_type, sparsity_factor=4, num_global_tokens=num_global_tokens)
         inputs, mask, projections = make_inputs(config, 200, (200, 200))
-        mask[0, 2:150] = False
-        mask[1] &= torch.rand(202) > 0.4
-        mask[:, :2] = True
+        mask[0, num_global_tokens:150] = False
+        mask[1] &= torch.rand(200 + num_global_tokens) > 0.4
+        mask[:, :num_global_tokens] = True
         with torch.no_grad():
             found = attend(*inputs, mask, projections, config, "flex_attention")[0]
             expected = attend(*inputs, mask, projections, config, "eager")[0]
         torch.testing.assert_close(found[mask], expected[mask], rtol=0, atol=1e-5)
+        assert found.isfinite().all()
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -9,7 +9,7 @@ import torch
 import transformers
 from repository import TINY
 from safetensors.torch import load_file, save_file
-from transformers import XLMRobertaConfig
+from transformers import AutoModel, XLMRobertaConfig
 
 from lsg_xlmr import cli
 from lsg_xlmr.conversion import Source
@@ -105,6 +105,8 @@ def test_half_precision_is_held_against_the_same_numbers(source, convert, dtype)
     [
         (CLASSIFIER, {"mask_first_token": True, "num_global_tokens": 7}),
         (CLASSIFIER, {"pool_with_global": False, "sparsity_type": "lsh", "block_size": 64}),
+        (CLASSIFIER, {"num_global_tokens": 0}),
+        (DECODER, {"is_decoder": True, "num_global_tokens": 0, "block_size": 4, "sparse_block_size": 4}),
         (MASKED_LM, {"sparse_prediction": True, "sparse_block_size": 1, "sparsity_factor": 1, "block_size": 1}),
         (DECODER, {"is_decoder": True, "block_size": 4, "sparse_block_size": 4}),
         (DECODER, {"is_decoder": True, "dense_decoder": True}),
@@ -114,6 +116,24 @@ def test_half_precision_is_held_against_the_same_numbers(source, convert, dtype)
 def test_whatever_the_settings(source, convert, architecture, fields):
     code, lines = convert(source(architecture), "--model_kwargs", str(fields))
     assert code == 0 and re.search(SAME, lines[1])
+
+
+@torch.no_grad()
+def test_without_global_tokens_short_texts_have_the_sources_vectors(source, convert, tmp_path):
+    fields = {"num_global_tokens": 0, "block_size": 32, "sparse_block_size": 32}
+    folder = source("XLMRobertaModel")
+    code, lines = convert(folder, "--model_kwargs", str(fields))
+    assert code == 0 and re.search(SAME, lines[1]) and "have cosine 1.000" in lines[1]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert (
+        "- None of them is in use (`num_global_tokens=0`): texts of up to 64 tokens are read as by the source." in card
+    )
+    stock = AutoModel.from_pretrained(folder)
+    model = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    for length in (5, 64):
+        ids = torch.arange(5, 5 + length)[None]
+        torch.testing.assert_close(model(ids).last_hidden_state, stock(ids).last_hidden_state, rtol=0, atol=1e-5)
+    assert model(torch.arange(5, 90)[None]).last_hidden_state.isfinite().all()
 
 
 @pytest.mark.parametrize("architecture", [CLASSIFIER, CHOICE, "XLMRobertaModel"])

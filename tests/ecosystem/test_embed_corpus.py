@@ -13,6 +13,7 @@ import torch
 from repository import ROOT, TINY
 from transformers import AutoModel, AutoTokenizer
 
+from lsg_xlmr import late_chunks
 from lsg_xlmr.cli import main
 
 
@@ -54,8 +55,8 @@ def processes(mark):
 def start(folder, tmp_path):
     """A function that starts the script; whatever it started must end by itself."""
 
-    def call(output):
-        command = [sys.executable, str(SCRIPT), "--model", "model", "--corpus", "corpus", "--output", output]
+    def call(output, *options):
+        command = [sys.executable, str(SCRIPT), "--model", "model", "--corpus", "corpus", "--output", output, *options]
         environment = {**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
         environment["EMBED_CORPUS_TEST"] = str(tmp_path)
         log = open(tmp_path / "log", "w")  # not a pipe, which would stay open as long as any process that holds it
@@ -132,6 +133,38 @@ def test_killed_in_the_middle_and_run_again(folder, start, finish, tmp_path):
             with torch.no_grad():
                 vector = torch.nn.functional.normalize(model(**inputs).last_hidden_state[0].mean(0), dim=0)
             torch.testing.assert_close(found[document["id"]], vector, atol=1e-5, rtol=0)
+
+
+def test_late_chunks_are_several_rows_of_a_document(folder, start, finish):
+    import pyarrow.parquet as pq
+
+    # One document is beyond the model's 4,096 tokens, another has none.
+    texts = {"long": "The Seine flows through France. " * 700, "short": "Rome is old.", "none": ""}
+    (folder / "few").mkdir()
+    lines = [json.dumps({"id": name, "text": text}) for name, text in texts.items()]
+    (folder / "few" / "part.jsonl").write_text("\n".join(lines))
+    output = finish(start("chunks", "--corpus", "few", "--window", "64"))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    model = AutoModel.from_pretrained(folder / "model", trust_remote_code=True).eval()
+    tokens = sum(map(len, tokenizer([*texts.values()], verbose=False)["input_ids"]))
+    assert tokens > 4096 and f"3 documents, {tokens} tokens" in output
+    rows = pq.read_table(folder / "chunks" / "part.jsonl.parquet").to_pylist()
+    found = {name: [row for row in rows if row["id"] == name] for name in texts}
+    assert not found["none"] and len(found["long"]) + len(found["short"]) == len(rows)
+    for name in ("long", "short"):
+        ((vectors, spans),) = late_chunks(model, [texts[name]], tokenizer, window=64)
+        assert [(row["start"], row["end"]) for row in found[name]] == spans
+        vectors = torch.nn.functional.normalize(vectors, dim=1)
+        torch.testing.assert_close(torch.tensor([x["embedding"] for x in found[name]]), vectors, atol=1e-5, rtol=0)
+    assert found["long"][-1]["end"] == len(texts["long"]) - 1
+
+
+@pytest.mark.parametrize("options", [("--window", "0"), ("--window", "64", "--pooling", "cls")])
+def test_windows_that_cannot_be(folder, options):
+    command = [sys.executable, str(SCRIPT), "--model", "model", "--corpus", "corpus", "--output", "nothing", *options]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 2 and "--window takes 1 or more tokens and --pooling mean" in done.stderr
+    assert not (folder / "nothing").exists()
 
 
 def test_no_corpus(folder):

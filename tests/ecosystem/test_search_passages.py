@@ -52,6 +52,36 @@ def test_every_kind(tmp_path, kind, architecture, modules):
     assert not torch.equal(before[word], after[word])
 
 
+def test_late_chunks_of_the_passages(tmp_path):
+    done = run(tmp_path, "--window", "128", *SMALL)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = re.findall(r"^(.*): [\d.]+% found first$", done.stdout, re.MULTILINE)
+    assert lines == [LINES[0], *(f"{line}, late chunks of 128" for line in LINES[1:])]
+
+
+def test_the_nearest_chunk_counts(monkeypatch):
+    from sentence_transformers import SentenceTransformer
+
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from search_passages import found_first
+
+    model = SentenceTransformer(str(TINY), device="cpu")
+    # Each query stands in its passage word for word, among others; averaged it is lost, as all passages are alike.
+    others = "Rome is the capital of Italy. " * 12
+    queries = ["The Seine flows through France.", "In Japan, people speak Japanese.", "Oslo lies in Norway."]
+    passages = [others + query + " " + others for query in queries]
+    assert found_first(model, queries, passages, window=10) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [("--window", "0"), ("--window", "9", "--kind", "sparse"), ("--window", "9", "--pooling", "cls")]
+)
+def test_windows_that_cannot_be(tmp_path, options):
+    done = run(tmp_path, *SMALL, *options)
+    assert done.returncode == 2 and "--window takes 1 or more tokens, and goes with --kind dense" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_passages_are_long_and_tell_of_the_query_somewhere(monkeypatch):
     from transformers import AutoTokenizer
 

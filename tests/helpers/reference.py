@@ -58,6 +58,7 @@ def dense_lsg_attention(
             if prefix_mask is not None:
                 allowed[:, first:num_globals] &= prefix_mask[i]
             allowed[:, positions:] &= visible_sparse
+            allowed |= ~allowed.any(1, keepdim=True)  # of no meaning, and to be a number in gradients
             scores = (query[i, j] @ keys.T) / math.sqrt(d)
             probabilities = scores.masked_fill(~allowed, -math.inf).softmax(-1) @ full
             weights[i, j] = probabilities

@@ -50,6 +50,12 @@ def test_same_numbers_as_on_cpu(config, implementation, sparsity_type, padded):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+def test_padding_that_sees_nothing_without_global_tokens(config, implementation):
+    config.num_global_tokens = 0
+    test_same_numbers_as_on_cpu(config, implementation, "norm", padded=True)
+
+
 def test_flex_attention_is_the_default(config):
     assert LSGXLMRobertaForMaskedLM(config).config._attn_implementation == "flex_attention"
 

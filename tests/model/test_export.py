@@ -102,6 +102,9 @@ def test_exported_at_one_length(make, length):
         {"block_size": 1, "sparsity_factor": 1},
         {"sparse_block_size": 32, "adaptive": False},
         {"mask_first_token": True, "num_global_tokens": 3},
+        {"num_global_tokens": 0},
+        {"num_global_tokens": 0, "attn_implementation": "eager"},
+        {"num_global_tokens": 0, "head": "CausalLM", **DECODER},
         {"pool_with_global": False, "attn_implementation": "eager"},
         {"head": "CausalLM", **DECODER},
         {"head": "CausalLM", "sparsity_type": "bos_pooling", "attn_implementation": "eager", **DECODER},
@@ -208,6 +211,7 @@ def test_traced(make, kind, length):
         {"head": "CausalLM", **DECODER},
         {"attn_implementation": "eager", "adaptive": False},
         {"mask_first_token": True, "num_global_tokens": 3, "sparsity_factor": 1},
+        {"num_global_tokens": 0},
     ],
     ids=str,
 )
@@ -264,6 +268,8 @@ AXES = dict.fromkeys(("input_ids", "attention_mask"), {0: "batch", 1: "length"})
     [
         *({"sparsity_type": kind} for kind in TYPES),
         {"num_global_tokens": 3, "num_hidden_layers": 2, "mask_first_token": True},
+        {"num_global_tokens": 0, "num_hidden_layers": 2},
+        {"num_global_tokens": 0, "head": "CausalLM", **DECODER},
         {"head": "MaskedLM", "sparse_prediction": True},
         {"head": "SequenceClassification", "adaptive": False},
         {"head": "CausalLM", **DECODER},

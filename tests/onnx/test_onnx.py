@@ -17,7 +17,7 @@ from onnx_answers import MAX_LENGTH, assert_answers_of_model
 from repository import DATA, ROOT, TINY
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from lsg_xlmr import LSGConverter, cli, export_onnx
+from lsg_xlmr import LSGConverter, cli, export_onnx, late_chunks
 from lsg_xlmr.arguments import parse_arguments
 from lsg_xlmr.conversion import ARCHITECTURES
 from lsg_xlmr.onnx import export
@@ -104,6 +104,8 @@ def test_every_head_answers_as_the_model(checkpoint, architecture):
         {"sparsity_type": "lsh", "sparsity_factor": 8},
         {"sparsity_type": "stride", "sparsity_factor": 8},
         {"sparsity_type": "block_stride"},
+        {"sparsity_type": "norm", "num_global_tokens": 0},
+        {"sparsity_type": "bos_pooling", "num_global_tokens": 0},
     ],
     ids=str,
 )
@@ -348,6 +350,34 @@ def test_the_example_needs_neither_torch_nor_transformers(masked_lm):
     command = [sys.executable, "-c", code, ROOT / "examples" / "serve_onnx.py", masked_lm, "model.onnx", *texts]
     words = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert len(words.strip().split(" ")) >= 3
+
+
+@pytest.mark.onnx
+def test_the_example_gives_late_chunks(checkpoint):
+    folder = checkpoint()
+    texts = ["Paris is the capital of France.", "The Seine flows. " * 2, "", "Rome"]
+    script = ROOT / "examples" / "serve_onnx.py"
+    command = [sys.executable, "-c", "import sys, runpy; sys.modules.update(torch=None, transformers=None)\n"]
+    command[-1] += "import numpy; numpy.set_printoptions(9, 10**9, linewidth=10**9); runpy.run_path(sys.argv.pop(1))"
+    command += [str(script), str(folder), "model.onnx", *texts, "--window"]
+    lines = subprocess.run([*command, "9"], capture_output=True, text=True, check=True).stdout.splitlines()
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    found = late_chunks(model, texts, AutoTokenizer.from_pretrained(folder), window=9)
+    expected = [(span, vector) for vectors, spans in found for span, vector in zip(spans, vectors, strict=True)]
+    assert len(expected) > len(texts)
+    for line, (span, vector) in zip(lines, expected, strict=True):
+        start, end, numbers = line.split(" ", 2)
+        assert (int(start), int(end)) == span
+        answer = torch.tensor([float(number) for number in numbers.strip("[]").split()])
+        torch.testing.assert_close(answer, vector, atol=1e-4, rtol=0)
+    done = subprocess.run([*command, "0"], capture_output=True, text=True)
+    assert done.returncode == 2 and "--window must be 1 or more, got 0" in done.stderr
+
+
+def test_the_example_gives_no_chunks_of_a_masked_lm(masked_lm):
+    command = [sys.executable, ROOT / "examples" / "serve_onnx.py", masked_lm, "model.onnx", "Rome", "--window", "9"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "--window is for files of last_hidden_state, and model.onnx gives" in done.stderr
 
 
 # Run by another Python: the embeddings and scores of long texts from folders opened as ONNX.
