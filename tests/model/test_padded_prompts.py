@@ -53,14 +53,18 @@ def test_at_once(decoder, texts, sparsity_type, implementation):
 
 
 @pytest.mark.parametrize(
-    ("sparsity_type", "pieces"),
-    [*((name, [5, 1, 30, 20, 1, 4]) for name in SPARSITY_TYPES), ("norm", [40, 21]), ("norm", [1] * 61)],
-    ids=[*SPARSITY_TYPES, "two pieces", "steps"],
+    ("sparsity_type", "num_global_tokens", "pieces"),
+    [
+        *((name, 2, [5, 1, 30, 20, 1, 4]) for name in SPARSITY_TYPES),
+        *(("norm", 0, pieces) for pieces in ([40, 21], [5, 1, 30, 20, 1, 4])),
+        ("norm", 2, [1] * 61),
+    ],
 )
 @torch.no_grad()
-def test_through_a_cache(decoder, texts, sparsity_type, pieces):
+def test_through_a_cache(decoder, texts, sparsity_type, num_global_tokens, pieces):
     """Of the short texts the first pieces are nothing but padding."""
-    model, batch, cache, found, stop = decoder(sparsity_type=sparsity_type), padded(texts), DynamicCache(), [], 0
+    model = decoder(sparsity_type=sparsity_type, num_global_tokens=num_global_tokens)
+    batch, cache, found, stop = padded(texts), DynamicCache(), [], 0
     places = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0) + 2
     for piece in pieces:
         start, stop = stop, stop + piece
