@@ -1,0 +1,59 @@
+# Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
+"""Whether to convert, in plain words."""
+
+from dataclasses import dataclass
+
+
+FEW = 20  # units below which an interval says little
+FASTER = 0.9  # of the time: what is less counts
+
+
+@dataclass
+class Verdict:
+    decision: str  # "convert", "keep the source", "no difference beyond noise" or "too few to say"
+    line: str
+
+
+def verdict(score, seconds):
+    """
+    Args:
+        score ([`Score`]).
+        seconds (`dict[str, float]`): of a document, by way.
+
+    Returns:
+        `Verdict`, or None where there is nothing to compare.
+    """
+    source, converted = score.best(is_converted=False), score.best(is_converted=True)
+    if source is None or converted is None:
+        return None
+    count, unit = len(score.units), score.unit
+    low, high = score.interval(converted, source)
+    difference = score.value(converted) - score.value(source)
+    values = [f"{name}: {score.told(score.value(name))}" for name in (converted, source)]
+    compared = (
+        f"{score.title}: {'; '.join(values)}; difference {score.told(difference, True)} ({score.told(low, True)} to "
+        f"{score.told(high, True)}, 95 %, {count} {unit})"
+    )
+    times = seconds[score.rows[converted].way], seconds[score.rows[source].way]
+    cost = f"LSG takes {times[0]:.3g} s, the source {times[1]:.3g} s"
+    if count < FEW:
+        decision, why = "too few to say", f"fewer than {FEW} {unit} show little"
+    elif score.is_better(converted, source):
+        decision, why = "convert", "better by more than noise"
+    elif score.is_better(source, converted):
+        decision, why = "keep the source", "worse by more than noise"
+    else:
+        faster = times[0] < FASTER * times[1]
+        decision = "no difference beyond noise"
+        why = "convert for the time" if faster else "nothing speaks for converting"
+    return Verdict(decision, f"{compared}: {why}; {cost}.")
+
+
+def in_short(verdicts):
+    """One line (`str`) of all `verdicts`, `{title: Verdict}`."""
+    decisions = {verdict.decision for verdict in verdicts.values()}
+    if not decisions:
+        return "In short: not enough was measured to say whether to convert."
+    if len(decisions) == 1:
+        return f"In short: {decisions.pop()}."
+    return f"In short: {'; '.join(f'{x.decision} ({title})' for title, x in verdicts.items())}."
