@@ -136,6 +136,8 @@ def _evaluate(options):
             "reads as it is: conversion gains nothing on them. Keep the source."
         )
         return 0
+    options.output.mkdir(parents=True, exist_ok=True)
+    results.save()
     notes = [f"{looked_at} of {len(documents)} documents were looked at, drawn with seed {options.seed}."]
     if whole:
         notes.append(

@@ -15,7 +15,7 @@ def open_folder(folder, asked):
         asked (`dict[str, str]`): all that the measurements depend on, by the names that a user knows.
 
     Returns:
-        [`Results`]: those of `folder`.
+        [`Results`]: those of `folder`, in which nothing is written yet.
 
     Raises:
         ValueError: the folder is of something else; the message names it.
@@ -38,9 +38,7 @@ def open_folder(folder, asked):
             f"--output {folder} holds another evaluation: {'; '.join(changed)}. Name a new folder, or ask what was "
             "asked before."
         )
-    folder.mkdir(parents=True, exist_ok=True)
     results["asked"] = asked
-    results.save()
     return results
 
 

@@ -30,7 +30,7 @@ def measure(head, items, folder, seconds):
         `dict[str, dict[str, dict]]`: by way and by item what was measured and kept, each time that there is more.
     """
     ways = list(head.ways())
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     files = {way.name: Lines(folder / f"{re.sub('[^A-Za-z0-9]+', '-', way.name)}.jsonl") for way in ways}
     wanted = {item.id for item in items}
     measured = {name: {i: x for i, x in file.records.items() if i in wanted} for name, file in files.items()}

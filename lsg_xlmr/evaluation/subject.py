@@ -72,6 +72,8 @@ class Subject:
             self.source.lsg_config(model_class, **fields)
         self.tokenizer = self.source.tokenizer(self.config.vocab_size)
         set_length(self.tokenizer, self.length)
+        if self.architecture != "LSGXLMRobertaModel":  # which lacks no head
+            self._load_source()
         self.whole = Way("whole", None)
         self.outside = {name: i for i, name in self.config.id2label.items()}.get("O", -1)  # of tags
 
@@ -109,7 +111,7 @@ class Subject:
 
     def _load_source(self):
         model, has_head = load_stock(self.source, self.architecture, self.stock_config, DTYPE)
-        if not has_head and self.architecture != "LSGXLMRobertaModel":  # whose pooler nobody needs
+        if not has_head and self.architecture != "LSGXLMRobertaModel":  # a pooler is not asked
             raise ValueError(
                 f"{self.name!r} has no weights for the head of {self.architecture.removeprefix('LSG')}: there is "
                 "nothing to compare a conversion with. --architecture XLMRobertaModel evaluates its encoder as an "

@@ -43,11 +43,11 @@ class Vectors(Head):
         name = next((name for name in DOCUMENT_PROMPTS if name in known), default)
         self.document_prompt = known.get(name, "")
         self.window = subject.short // 4
+        self.similarity = subject.source.embedder_config.get("similarity_fn_name") or "cosine"
 
-    @property
-    def _similarity(self):
-        name = self.subject.source.embedder_config.get("similarity_fn_name") or "cosine"
-        return (lambda vectors: vectors) if name == "dot" else (lambda vectors: normalize(vectors, dim=-1))
+    def _scaled(self, vectors):
+        """Vectors whose products are their similarity."""
+        return vectors if self.similarity == "dot" else normalize(vectors, dim=-1)
 
     def item(self, document):
         if self.pairs is None:
@@ -79,7 +79,7 @@ class Vectors(Head):
             rows, choice = cut_windows(text.input_ids, way.length, way.stride, text.prefix)
             in_rows = torch.cat([model.base_model(part).last_hidden_state for part in rows.split(AT_A_TIME)])
             chunks = pool(in_rows)
-            found = {"one": self._similarity(chunks).mean(0, keepdim=True), "chunks": chunks}
+            found = {"one": self._scaled(chunks).mean(0, keepdim=True), "chunks": chunks}
             states = in_rows[choice[:, 0], choice[:, 1]]
             sizes = (self.window,) if way.name == self.chunks else ()
         if self.pooling == "mean":  # the first token of a window is none that was trained to stand for it
@@ -118,12 +118,12 @@ class Vectors(Head):
 
     def _found(self, records, kind):
         """`({question: (found first, 1)}, vectors a document)`"""
-        index = [self._similarity(unpacked(record[kind])) for record in records]
+        index = [self._scaled(unpacked(record[kind])) for record in records]
         of = torch.tensor([i for i, vectors in enumerate(index) for _ in vectors])
         index, found = torch.cat(index), {}
         for i, record in enumerate(records):
             if "questions" in record:
-                nearest = (self._similarity(unpacked(record["questions"])) @ index.T).argmax(-1)
+                nearest = (self._scaled(unpacked(record["questions"])) @ index.T).argmax(-1)
                 found |= {f"{record['id']} {n}": (int(of[j] == i), 1) for n, j in enumerate(nearest.tolist())}
         return found, len(of) / max(1, len(records))
 

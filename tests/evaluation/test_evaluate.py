@@ -1,0 +1,151 @@
+"""`lsg-evaluate` through its command line: every head, going on, the time, and what it refuses."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from evaluated import SETTING, options
+
+from lsg_xlmr.evaluate import main
+from lsg_xlmr.evaluation import measure
+
+
+NAME = "LSG block_size=8, sparse_block_size=8"
+HEADS = {
+    "XLMRobertaForMaskedLM": ["loss of masked words, nats", "masked words filled right"],
+    "XLMRobertaForSequenceClassification": ["documents classified right", "answers as sliding windows give them"],
+    "XLMRobertaForTokenClassification": ["F1 of the tags", "tags as sliding windows give them"],
+    "XLMRobertaForQuestionAnswering": [
+        *("F1 of the answers' words", "answers exactly right", "answers as sliding windows give them"),
+    ],
+    "XLMRobertaModel": ["documents found first, one vector each", "documents found first, several vectors each"],
+    "BertForQuestionAnswering": ["answers as sliding windows give them"],
+    "BertForMaskedLM": ["loss of masked words, nats", "masked words filled right"],
+    "RobertaForTokenClassification": ["tags as sliding windows give them"],
+}
+SLOW = ("XLMRobertaForTokenClassification", "RobertaForTokenClassification", "BertForMaskedLM")
+
+
+def known(architecture, documents, write_pairs):
+    """The options for a head of that name, and what they name."""
+    if architecture == "XLMRobertaForSequenceClassification":
+        documents(label=["LABEL_0", "LABEL_1", "LABEL_0", 1])
+        return ["--labels", "label"]
+    if architecture == "XLMRobertaForTokenClassification":
+        texts = [row["text"] for row in documents()]
+        documents(tags=[[f"LABEL_{i % 2}" for i, _ in enumerate(text.split())] for text in texts])
+        return ["--labels", "tags"]
+    rows = documents()
+    if architecture.endswith("QuestionAnswering"):
+        has_answer = architecture.startswith("XLM")
+        answers = [row["text"].split(". ")[-1] if has_answer else None for row in rows]
+        write_pairs([{"question": "Where?", "id": row["id"], "answer": x} for row, x in zip(rows, answers)])
+        return ["--pairs", "pairs.jsonl"]
+    if architecture == "XLMRobertaModel":
+        write_pairs([{"question": row["text"][:60], "id": row["id"]} for row in rows])
+        return ["--pairs", "pairs.jsonl", "--prompts", "{'query': 'query: ', 'document': 'passage: '}"]
+    return []
+
+
+@pytest.mark.parametrize("architecture", [pytest.param(x, marks=[pytest.mark.slow] * (x in SLOW)) for x in HEADS])
+def test_every_head(architecture, source, documents, write_pairs, capsys):
+    source(architecture)
+    assert main(options(*known(architecture, documents, write_pairs))) == 0
+    printed = capsys.readouterr().out
+    results = json.loads(Path("out/results.json").read_text())
+    assert list(results["scores"]) == HEADS[architecture]
+    for title, rows in results["scores"].items():
+        assert any(name.startswith(NAME) for name in rows) and any(name.startswith("source") for name in rows)
+        for row in rows.values():
+            low, high = row["interval"]
+            assert low <= row["value"] + 1e-9 and row["value"] <= high + 1e-9
+            assert row.get("documents") == 4 or row.get("questions") == 4
+            assert row["way"] in results["costs"]
+        assert title in printed
+    assert all(cost["seconds"] > 0 for cost in results["costs"].values())
+    assert 0 <= results["short"][NAME]["64"] <= 1
+    assert "In short: too few to say." in printed
+    page = Path("out/report.md").read_text()
+    assert "**In short: too few to say.**" in page and "4 of 4 documents were looked at" in page
+    assert sorted(path.name for path in Path("out/measured").iterdir()) == sorted(
+        f"{'-'.join(way.replace(',', '').replace('=', '-').replace('_', '-').split())}.jsonl"
+        for way in results["costs"]
+    )
+
+
+def test_it_goes_on_where_it_was_stopped(source, documents, capsys, monkeypatch):
+    source("XLMRobertaForMaskedLM")
+    documents()
+    read, count = measure._read, []
+
+    def stop_at_six(*args):
+        count.append(args)
+        if len(count) == 6:
+            signal.raise_signal(signal.SIGINT)
+        return read(*args)
+
+    monkeypatch.setattr(measure, "_read", stop_at_six)
+    assert main(options()) == 130
+    told = capsys.readouterr()
+    assert "loss of masked words" in told.out  # of what was measured
+    assert "stopped; what was measured is in out, and the same command goes on." in told.err
+    with open("out/measured/source-sliding-windows.jsonl", "a") as file:
+        file.write('{"id": "d1", "sec')  # a line that a kill cut off
+    monkeypatch.setattr(measure, "_read", lambda *args: count.append(args) or read(*args))
+    assert main(options()) == 0
+    assert len(count) - 6 == 3 * 4 - 5
+    whole = json.loads(Path("out/results.json").read_text())["scores"]
+    assert main([*options("--settings", SETTING, "local"), "--minutes", "1e-9"]) == 0  # another setting, no time
+    assert len(count) - 6 == 3 * 4 - 5
+    told = capsys.readouterr().out
+    assert "Time was left for too little of LSG local" in told
+    assert json.loads(Path("out/results.json").read_text())["scores"] == whole
+    assert main([*options(), "--output", "again"]) == 0
+    again = json.loads(Path("again/results.json").read_text())["scores"]
+    for title, rows in whole.items():
+        for name, row in rows.items():
+            assert again[title][name]["value"] == pytest.approx(row["value"], abs=1e-5)
+
+
+def test_time_is_bounded(source, documents, capsys, monkeypatch):
+    source("XLMRobertaForMaskedLM")
+    documents(10)
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(measure, "clock", lambda: next(ticks))
+    # A tick for the beginning, one for each way, one for each reading: eight documents in all three ways, one in one.
+    assert main(options("--minutes", str(30 / 60))) == 0
+    told = capsys.readouterr().out
+    assert "2 of 10 documents were left out for want of time: run the same command again, and it goes on." in told
+    results = json.loads(Path("out/results.json").read_text())
+    assert results["scores"]["loss of masked words, nats"][NAME]["documents"] == 8
+    assert main([*options("--minutes", "1e-9"), "--output", "other"]) == 0
+    assert "Nothing was measured in 1e-09 minutes: give more by --minutes." in capsys.readouterr().out
+
+
+def test_short_documents_need_no_conversion(source, documents, capsys):
+    source("XLMRobertaForMaskedLM")
+    documents(sentences=2)
+    assert main(options()) == 0
+    told = capsys.readouterr().out
+    assert "None of the 4 documents has more than the 64 tokens that source reads as it is" in told
+    assert "Keep the source." in told
+
+
+@pytest.mark.parametrize("kind", ["text", "seed"])
+def test_other_arguments_and_documents_are_noticed(kind, source, documents, capsys):
+    source("XLMRobertaForMaskedLM")
+    documents()
+    assert main(options()) == 0
+    if kind == "text":
+        documents(5)
+        expected = "--output out holds another evaluation: their content was"
+        arguments = options()
+    else:
+        expected = "--output out holds another evaluation: --seed was 0 and is 1. Name a new folder"
+        arguments = options("--seed", "1")
+    before = Path("out/results.json").read_bytes()
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert expected in capsys.readouterr().err
+    assert Path("out/results.json").read_bytes() == before
