@@ -26,15 +26,10 @@ class LongText:
         return torch.cat([values[: length - 1], values[-1:]])
 
 
-def long_text(document, subject, prefix="", text=None):
-    """The `LongText` of a document, with `prefix` (`str`) before it; None if the source can read it whole."""
-    text = document.text if text is None else text
-    ids = subject.encode(prefix + text)
-    if len(ids) <= subject.short:
-        return None
-    # Of a prompt the tokens are those that the text does not change: the last may be joined with its first.
-    count = len(subject.encode(prefix)) - 1 if prefix else 1
-    return LongText(document.id, torch.tensor(ids), count)
+def long_text(document, subject):
+    """The `LongText` of a document; None if the source can read it whole."""
+    ids = subject.encode(document.text)
+    return LongText(document.id, torch.tensor(ids)) if len(ids) > subject.short else None
 
 
 class Head:

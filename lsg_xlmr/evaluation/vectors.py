@@ -4,18 +4,20 @@
 import base64
 import random
 import re
+from itertools import pairwise
 
 import torch
 from torch.nn.functional import normalize
 
 from ..conversion.files import read_json
-from .head import Head, long_text
+from ..late_chunking.embedder import DOCUMENT_PROMPTS
+from ..late_chunking.texts import Text
+from .head import Head, LongText
 from .scores import CONVERTED, Row, Score
 from .ways import AT_A_TIME, Way, cut_windows
 
 
 POOLINGS = {"mean": lambda states: states.mean(-2), "cls": lambda states: states[..., 0, :]}
-DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # in the order in which sentence-transformers looks for them
 PARAGRAPHS = 3  # of a document, held out as its questions where the user has none
 LEAST, MOST = 100, 1000  # characters of a paragraph
 SENTENCES = re.compile(r".{200,}?(?:[.!?]\s|[。！？]|$)", re.DOTALL)
@@ -41,7 +43,7 @@ class Vectors(Head):
         default = subject.source.embedder_config.get("default_prompt_name")
         self.question_prompt = known.get("query", known.get(default, ""))
         name = next((name for name in DOCUMENT_PROMPTS if name in known), default)
-        self.document_prompt = known.get(name, "")
+        self.prompt, self.tokenizer = known.get(name, ""), subject.tokenizer  # of documents
         self.window = subject.short // 4
         self.similarity = subject.source.embedder_config.get("similarity_fn_name") or "cosine"
 
@@ -54,10 +56,18 @@ class Vectors(Head):
             rest, questions = hold_out(document)
         else:
             rest, questions = document.text, [question.text for question in self.pairs.get(document.id, ())]
-        text = long_text(document, self.subject, self.document_prompt, rest)
-        if text:
-            text.extra = {"questions": questions}
-        return text
+        text = Text(rest, self)
+        if len(text.ids) <= self.subject.short:
+            return None
+        room = self.subject.length
+        while (
+            len(text.ids) > self.subject.length
+        ):  # a text that is cut may have a token more than the same in the whole
+            text = Text(rest[: text.ends[room - text.head - text.tail - 1]], self)
+            room -= 1
+        windows = {size: text.windows(size) for size in (self.subject.short, self.window)}
+        extra = {"questions": questions, "windows": windows}
+        return LongText(document.id, torch.tensor(text.ids), text.head, extra)
 
     def ways(self):
         chunks, truncated, sliding = self.subject.source_ways("chunks", "truncated", "sliding")
@@ -83,7 +93,9 @@ class Vectors(Head):
             states = in_rows[choice[:, 0], choice[:, 1]]
             sizes = (self.window,) if way.name == self.chunks else ()
         if self.pooling == "mean":  # the first token of a window is none that was trained to stand for it
-            found.update({f"late {size}": window_means(states, size, text.prefix) for size in sizes})
+            found.update(
+                {f"late {size}": window_means(states, text.extra["windows"][size], text.prefix) for size in sizes}
+            )
         return {name: packed(vectors) for name, vectors in found.items()}
 
     def beside(self, model, text):
@@ -160,16 +172,14 @@ def _pooling_of(source):
     return name
 
 
-def window_means(states, size, prefix):
+def window_means(states, windows, prefix):
     """
-    The means of the states of a document's tokens, `(tokens, hidden_size)`, in windows alike of at most `size` of its
-    text: `(windows, hidden_size)`. The prefix belongs to the first window, `</s>` to the last.
+    Late chunks as [`late_chunks`] makes them, of a document that was read before: the means of the states of its
+    tokens, `(tokens, hidden_size)`, in `windows`, `(first, last)` of the text's tokens each: `(windows, hidden_size)`.
+    The prefix belongs to the first window, `</s>` to the last.
     """
-    count = len(states) - prefix - 1
-    parts = max(1, -(-count // size))
-    borders = [prefix + count * i // parts for i in range(parts + 1)]
-    borders[0], borders[-1] = 0, len(states)
-    return torch.stack([states[a:b].mean(0) for a, b in zip(borders, borders[1:])])
+    borders = [0, *(prefix + first for first, _ in windows[1:]), len(states)]
+    return torch.stack([states[first:last].mean(0) for first, last in pairwise(borders)])
 
 
 def hold_out(document):

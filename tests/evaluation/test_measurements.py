@@ -19,6 +19,7 @@ from lsg_xlmr.evaluation.tags import Tags
 from lsg_xlmr.evaluation.vectors import Vectors, hold_out, packed, unpacked
 from lsg_xlmr.evaluation.verdict import in_short, verdict
 from lsg_xlmr.evaluation.ways import Way, cut_windows
+from lsg_xlmr.late_chunking import late_chunks
 
 
 @pytest.fixture
@@ -69,6 +70,12 @@ def test_vectors_are_the_means_of_the_sources(subject, documents):
     ids = torch.tensor(tokenizer(f"query: {questions[0]}")["input_ids"])[None]
     asked = unpacked(head.beside(model, text)["questions"])
     torch.testing.assert_close(asked[:1], model(ids).last_hidden_state.mean(1), atol=1e-5, rtol=0)
+    converted = next(head.subject.converted_ways())
+    record, model = head.read(converted.load(), converted, text), converted.load()
+    for size in (16, 64, 256):
+        (late,) = late_chunks(model, [rest], tokenizer, window=size, prompt="passage: ")
+        name = "one" if size == 256 else f"late {size}"
+        torch.testing.assert_close(unpacked(record[name]), late.vectors, atol=1e-5, rtol=0)
     prefix = tokenizer("passage: ")["input_ids"][:-1]
     assert text.input_ids[: text.prefix].tolist() == prefix and len(prefix) > 1
 
