@@ -17,7 +17,7 @@ class Row:
 
     way: str  # which reading they are of
     is_converted: bool
-    values: dict
+    values: dict  # the id of a question is its document's, a blank and a number
     vectors: float = 1.0  # a document
 
 
@@ -51,17 +51,24 @@ class Score:
         rows = list(self.rows.values())
         return [unit for unit in rows[0].values if all(unit in row.values for row in rows)] if rows else []
 
+    @property
+    def documents(self):
+        """Of which document each of `units` is, as a number; those of one document are no independent evidence."""
+        names = [unit.rpartition(" ")[0] if self.unit == "questions" else unit for unit in self.units]
+        numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        return [numbers[name] for name in names]
+
     def value(self, name):
         return float(ratio(self._sums(name).sum(0)))
 
     def interval(self, name, other=None):
         """
         The 95 % interval of a row's value or, with `other`, of how much higher it is than that one's, by the
-        bootstrap over `units`.
+        bootstrap over documents.
         """
-        count = len(self.units)
-        chosen = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(SEED))
-        values = ratio(self._sums(name)[chosen].sum(1))
+        sums = self._sums(name)
+        chosen = torch.randint(len(sums), (RESAMPLES, len(sums)), generator=torch.Generator().manual_seed(SEED))
+        values = ratio(sums[chosen].sum(1))
         if other is not None:
             values = values - ratio(self._sums(other)[chosen].sum(1))
         return torch.quantile(values, torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
@@ -89,8 +96,10 @@ class Score:
         return high < 0 if self.lower_is_better else low > 0
 
     def _sums(self, name):
-        """`(units, 2)`"""
-        return torch.tensor([self.rows[name].values[unit] for unit in self.units], dtype=torch.float64)
+        """`(documents, 2)`"""
+        of = torch.tensor(self.documents)
+        values = torch.tensor([self.rows[name].values[unit] for unit in self.units], dtype=torch.float64)
+        return torch.zeros(int(of.max()) + 1, 2, dtype=torch.float64).index_add_(0, of, values)
 
 
 def beside(measured, reference):

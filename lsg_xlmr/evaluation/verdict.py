@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 
 
-FEW = 20  # units below which an interval says little
+FEW = 20  # documents below which an interval says little
 FASTER = 0.9  # of the time: what is less counts
 
 
@@ -36,8 +36,8 @@ def verdict(score, seconds):
     )
     times = seconds[score.rows[converted].way], seconds[score.rows[source].way]
     cost = f"LSG takes {times[0]:.3g} s, the source {times[1]:.3g} s"
-    if count < FEW:
-        decision, why = "too few to say", f"fewer than {FEW} {unit} show little"
+    if len(set(score.documents)) < FEW:
+        decision, why = "too few to say", f"fewer than {FEW} documents show little"
     elif score.is_better(converted, source):
         decision, why = "convert", "better by more than noise"
     elif score.is_better(source, converted):

@@ -164,6 +164,9 @@ def test_intervals_are_those_of_a_mean():
     assert score.value("LSG") == pytest.approx(mean)
     assert score.interval("LSG") == pytest.approx([mean - half, mean + half], abs=0.03)
     assert score.interval("LSG", "source") == pytest.approx([0.5, 0.5])  # in pairs
+    twice = Score("questions", "questions")
+    twice.add("LSG", Row("LSG", True, {f"a b{i} {n}": (x, 1) for i, x in enumerate(values) for n in range(2)}))
+    assert twice.interval("LSG") == pytest.approx(score.interval("LSG"))  # asked twice is no more evidence
     score.add("late", Row("late", True, {"3": (1, 1), "400": (1, 1)}))
     assert score.units == ["3"]
 
