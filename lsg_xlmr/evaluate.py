@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -224,17 +225,17 @@ def _setting(text):
 
 
 def _positive(text):
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be more than 0, got {text}")
-    return value
+    with suppress(ValueError):
+        if float(text) > 0:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
 
 
 def _count(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
-    return value
+    with suppress(ValueError):
+        if int(text) > 0:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text!r}")
 
 
 if __name__ == "__main__":

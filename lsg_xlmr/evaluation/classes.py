@@ -28,9 +28,8 @@ class Classes(Head):
     def item(self, document):
         return long_text(document, self.subject)
 
-    def ways(self):
-        names = ("truncated", "chunks averaged", "sliding averaged")
-        return [*self.subject.source_ways(*names), *self.subject.converted_ways()]
+    def source_ways(self):
+        return self.subject.source_ways("truncated", "chunks averaged", "sliding averaged")
 
     def _answer(self, model, rows):
         logits = model(rows).logits.float()

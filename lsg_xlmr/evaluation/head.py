@@ -34,8 +34,9 @@ def long_text(document, subject):
 
 class Head:
     """
-    What can be asked of one kind of model. A subclass says which long texts it takes (`item`), in which `Way`s they
-    are read (`ways`), what is kept of a reading (`read`, a `dict` for JSON), and what it all amounts to (`scores`).
+    What can be asked of one kind of model. A subclass says which long texts it takes (`item`), in which `Way`s the
+    source reads them (`source_ways`), what is kept of a reading (`read`, a `dict` for JSON), and what it all amounts to
+    (`scores`).
 
     Args:
         subject ([`Subject`]): the source and its converted versions.
@@ -50,6 +51,11 @@ class Head:
 
     def __init__(self, subject, documents, labels=None, pairs=None):
         self.subject, self.labels, self.pairs = subject, labels, pairs
+
+    def ways(self):
+        """Every `Way`, the most telling first: the source's first, the first converted, all others."""
+        sources, converted = list(self.source_ways()), list(self.subject.converted_ways())
+        return [sources[0], *converted[:1], *sources[1:], *converted[1:]]
 
     def items(self, document):
         """The long texts of a document: none, one, or one for each question."""

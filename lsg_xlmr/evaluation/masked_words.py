@@ -48,6 +48,14 @@ class MaskedWords(Head):
 
     kept = "the share of the masks in short texts that get the source's word"
 
+    def __init__(self, subject, documents, labels=None, pairs=None):
+        super().__init__(subject, documents, labels, pairs)
+        if subject.tokenizer.mask_token_id is None:
+            raise ValueError(
+                f"The tokenizer of {subject.name!r} has no mask, so no words can be masked: --architecture "
+                "XLMRobertaModel evaluates its encoder as an embedder."
+            )
+
     def item(self, document):
         text = long_text(document, self.subject)
         if text:
@@ -55,8 +63,8 @@ class MaskedWords(Head):
             text.extra = {"masked": masked, "masks": masks}
         return text
 
-    def ways(self):
-        return [*self.subject.source_ways("chunks", "sliding"), *self.subject.converted_ways()]
+    def source_ways(self):
+        return self.subject.source_ways("chunks", "sliding")
 
     def read(self, model, way, text):
         return by_position(fill(model, way, **text.extra), text.input_ids, text.extra["masks"])

@@ -5,6 +5,7 @@ import logging
 import re
 import time
 from functools import partial
+from itertools import pairwise
 
 import torch
 from tqdm import tqdm
@@ -13,7 +14,7 @@ from .cost import peak, timed
 from .results import Lines
 
 
-ROUND = 8  # documents, then the next way: a model is loaded anew for each
+FIRST, ROUND = 2, 8  # documents, then the next way, whose model is loaded anew; few first, so that all have some
 SHORT = (64, 128, 256, 512)  # tokens of the texts whose answers should stay as they were
 clock = time.monotonic
 
@@ -38,9 +39,9 @@ def measure(head, items, folder, seconds):
     end, loaded = clock() + seconds, set()
     done = sum(item.id in records for records in measured.values() for item in items)
     with tqdm(total=len(ways) * len(items), initial=done, unit=" readings", leave=False) as bar:
-        for first in range(0, len(items), ROUND):
+        for first, last in pairwise([0, *range(FIRST, len(items), ROUND), len(items)]):
             for way in ways:
-                missing = [item for item in items[first : first + ROUND] if item.id not in measured[way.name]]
+                missing = [item for item in items[first:last] if item.id not in measured[way.name]]
                 if not missing or clock() >= end:
                     continue
                 bar.set_description(way.name)

@@ -4,7 +4,7 @@
 from .measure import short_lengths
 from .scores import CONVERTED
 from .tables import table
-from .verdict import in_short, verdict
+from .verdict import best_setting, in_short, verdict
 
 
 KEPT_WELL = 0.98  # of the short texts; below it the report says so
@@ -23,20 +23,25 @@ class Report:
         most = max(map(len, measured.values()))
         self.head, self.items, self.notes = head, items, list(notes)
         # A way that came not half as far as the others would leave little that all have in common.
-        self.measured = {way: records for way, records in measured.items() if records and 2 * len(records) >= most}
-        left = [way for way in measured if way not in self.measured]
+        kept = {way: records for way, records in measured.items() if records and 2 * len(records) >= most}
+        units = [unit for unit in next(iter(kept.values())) if all(unit in records for records in kept.values())]
+        self.measured = {
+            way: {unit: kept[way][unit] for unit in units}
+            for way in sorted(kept, key=lambda way: way.startswith(CONVERTED))
+        }
+        left = [way for way in measured if way not in kept]
         if left:
             self.notes.append(f"Time was left for too little of {', '.join(left)}: run the same command again.")
-        least = min(map(len, self.measured.values()), default=0)
-        if least < len(items):
+        if len(units) < len(items):
             self.notes.append(
-                f"{len(items) - least} of {len(items)} {head.unit} were left out for want of time: run the same "
+                f"{len(items) - len(units)} of {len(items)} {head.unit} were left out for want of time: run the same "
                 "command again, and it goes on."
             )
-        self.scores = [score for score in head.scores(self.measured) if score.units] if self.measured else []
+        self.scores = [score for score in head.scores(self.measured) if score.units]
         self.seconds = {way: _mean(records, "seconds") for way, records in self.measured.items()}
         peaks = {way: [x["mib"] for x in records.values() if x["mib"]] for way, records in self.measured.items()}
         self.mib = {way: max(values) for way, values in peaks.items() if values}
+        self.settings = [told for score in self.scores if score.decides and (told := best_setting(score))]
         found = {score.title: verdict(score, self.seconds) for score in self.scores if score.decides}
         self.verdicts = {title: found for title, found in found.items() if found}
         self.short = self._short()
@@ -50,9 +55,7 @@ class Report:
             found[way] = {}
             for length in map(str, short_lengths(self.head.subject)):
                 pairs = [
-                    self.head.is_kept(reference[unit]["short"][length], record["short"][length])
-                    for unit, record in records.items()
-                    if unit in reference
+                    self.head.is_kept(reference[i]["short"][length], x["short"][length]) for i, x in records.items()
                 ]
                 count = sum(count for _, count in pairs)
                 if count:
@@ -101,6 +104,7 @@ class Report:
                 yield f"Short texts change: {min(kept.values()):.3f} is {self.head.kept} ({name}).{self.head.changed}"
         if any(score.is_agreement and score.decides for score in self.scores):
             yield "Without labels nobody knows which answer is right: compared is with the source's sliding windows."
+        yield from self.settings
         yield from (verdict.line for verdict in self.verdicts.values())
         yield in_short(self.verdicts)
 
@@ -150,6 +154,7 @@ class Report:
             "short": self.short,
             "positions": self.head.positions(self.measured),
             "verdicts": {title: vars(verdict) for title, verdict in self.verdicts.items()},
+            "settings": self.settings,
             "notes": self.notes,
             "in_short": in_short(self.verdicts),
         }

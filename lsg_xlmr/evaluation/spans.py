@@ -59,8 +59,8 @@ class Spans(Head):
                 found.append(text)
         return found
 
-    def ways(self):
-        return [*self.subject.source_ways("chunks", "truncated", "sliding"), *self.subject.converted_ways()]
+    def source_ways(self):
+        return self.subject.source_ways("chunks", "truncated", "sliding")
 
     def read(self, model, way, text):
         rows = way.windows(text.input_ids, text.prefix)

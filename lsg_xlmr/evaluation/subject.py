@@ -72,6 +72,9 @@ class Subject:
             self.source.lsg_config(model_class, **fields)
         self.tokenizer = self.source.tokenizer(self.config.vocab_size)
         set_length(self.tokenizer, self.length)
+        first, *_, last = self.encode("a")
+        if self.tokenizer.num_special_tokens_to_add() != 2 or not {first, last} <= set(self.tokenizer.all_special_ids):
+            raise ValueError(f"The tokenizer of {name!r} puts no <s> and </s> around a text, as all of its family do.")
         if self.architecture != "LSGXLMRobertaModel":  # which lacks no head
             self._load_source()
         self.whole = Way("whole", None)

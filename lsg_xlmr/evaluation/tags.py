@@ -41,8 +41,8 @@ class Tags(Head):
             document.id, torch.tensor(encoded["input_ids"]), extra={"places": [*found], "tags": [*found.values()]}
         )
 
-    def ways(self):
-        return [*self.subject.source_ways("chunks", "sliding"), *self.subject.converted_ways()]
+    def source_ways(self):
+        return self.subject.source_ways("chunks", "sliding")
 
     def read(self, model, way, text):
         tags = model.classifier(way.hidden_states(model, text.input_ids)).argmax(-1).tolist()

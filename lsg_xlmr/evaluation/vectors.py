@@ -69,13 +69,11 @@ class Vectors(Head):
         extra = {"questions": questions, "windows": windows}
         return LongText(document.id, torch.tensor(text.ids), text.head, extra)
 
-    def ways(self):
-        chunks, truncated, sliding = self.subject.source_ways("chunks", "truncated", "sliding")
+    def source_ways(self):
+        chunks, *others = self.subject.source_ways("chunks", "truncated", "sliding")
         self.chunks = chunks.name
-        yield from (chunks, truncated)
-        yield Way(f"source, chunks of {self.window}", chunks.load, self.window, self.window - 2)
-        yield from self.subject.converted_ways()
-        yield sliding
+        small = Way(f"source, chunks of {self.window}", chunks.load, self.window, self.window - 2)
+        return [chunks, others[0], small, others[1]]
 
     def read(self, model, way, text):
         pool = POOLINGS[self.pooling]
@@ -117,9 +115,8 @@ class Vectors(Head):
     def scores(self, measured):
         one = Score("documents found first, one vector each", "questions", percent=True)
         several = Score("documents found first, several vectors each", "questions", percent=True)
-        common = [unit for unit in next(iter(measured.values())) if all(unit in x for x in measured.values())]
         for way, records in measured.items():
-            records = [records[unit] for unit in common]
+            records = list(records.values())
             for kind in ("one", "chunks", f"late {self.subject.short}", f"late {self.window}"):
                 if records and all(kind in record for record in records):
                     values, vectors = self._found(records, kind)

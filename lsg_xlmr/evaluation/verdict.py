@@ -10,7 +10,7 @@ FASTER = 0.9  # of the time: what is less counts
 
 @dataclass
 class Verdict:
-    decision: str  # "convert", "keep the source", "no difference beyond noise" or "too few to say"
+    decision: str  # "convert", "keep the source", "no difference beyond noise", "too few to say" or what is missing
     line: str
 
 
@@ -40,6 +40,8 @@ def verdict(score, seconds):
         decision, why = "too few to say", f"fewer than {FEW} documents show little"
     elif score.is_better(converted, source):
         decision, why = "convert", "better by more than noise"
+    elif score.is_better(source, converted) and score.is_agreement:
+        decision, why = "not known without labels", "the source is nearer to its own windows, right or wrong"
     elif score.is_better(source, converted):
         decision, why = "keep the source", "worse by more than noise"
     else:
@@ -47,6 +49,17 @@ def verdict(score, seconds):
         decision = "no difference beyond noise"
         why = "convert for the time" if faster else "nothing speaks for converting"
     return Verdict(decision, f"{compared}: {why}; {cost}.")
+
+
+def best_setting(score):
+    """Which converted row does best (`str`); None where there is no choice."""
+    names = [name for name, row in score.rows.items() if row.is_converted]
+    best = score.best(is_converted=True)
+    if len(names) < 2:
+        return None
+    others = ", ".join(f"{name} ({score.told(score.value(name))})" for name in names if name != best)
+    than = f"better than {names[0]} by more than noise" if best != names[0] else "none is better by more than noise"
+    return f"Settings, {score.title}: {best} ({score.told(score.value(best))}), {than}; the others: {others}."
 
 
 def in_short(verdicts):

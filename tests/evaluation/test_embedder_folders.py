@@ -97,7 +97,7 @@ def test_vectors_are_those_of_sentence_transformers(pooling, folder, documents):
     text = documents(1, 20)[0]["text"]
     head = Vectors(Subject("model", {"small": dictionary(SETTING)}, 256), [])
     item = head.item(Document("a", text))
-    truncated = list(head.ways())[1]
+    truncated = list(head.source_ways())[1]
     rest, questions = hold_out(Document("a", text))
     model = SentenceTransformer("model", device="cpu")
     loaded = truncated.load()

@@ -113,11 +113,14 @@ def test_time_is_bounded(source, documents, capsys, monkeypatch):
     documents(10)
     ticks = iter(range(10**6))
     monkeypatch.setattr(measure, "clock", lambda: next(ticks))
-    # A tick for the beginning, one for each way, one for each reading: eight documents in all three ways, one in one.
-    assert main(options("--minutes", str(30 / 60))) == 0
+    # A tick for the beginning, one for each way, one for each reading: two documents in three ways are over at tick 10,
+    # eight more in two ways at 28, and in the last there is time for six.
+    assert main(options("--minutes", str(35 / 60))) == 0
     told = capsys.readouterr().out
     assert "2 of 10 documents were left out for want of time: run the same command again, and it goes on." in told
     results = json.loads(Path("out/results.json").read_text())
+    lines = [len(path.read_text().splitlines()) for path in Path("out/measured").iterdir()]
+    assert sorted(lines) == [8, 10, 10]
     assert results["scores"]["loss of masked words, nats"][NAME]["documents"] == 8
     assert main([*options("--minutes", "1e-9"), "--output", "other"]) == 0
     assert "Nothing was measured in 1e-09 minutes: give more by --minutes." in capsys.readouterr().out

@@ -60,7 +60,7 @@ def test_vectors_are_the_means_of_the_sources(subject, documents):
     head = Vectors(subject("XLMRobertaModel"), [], prompts={"query": "query: ", "passage": "passage: "})
     text = head.item(Document("a", rows[0]["text"]))
     model = XLMRobertaModel.from_pretrained("source").eval()
-    chunks, truncated = (head.read(model, way, text) for way in list(head.ways())[:2])
+    chunks, truncated = (head.read(model, way, text) for way in list(head.source_ways())[:2])
     tokenizer = head.subject.tokenizer
     rest, questions = hold_out(Document("a", rows[0]["text"]))
     ids = tokenizer(f"passage: {rest}", truncation=True, max_length=64, return_tensors="pt")["input_ids"]
