@@ -35,8 +35,8 @@ def long_text(document, subject):
 class Head:
     """
     What can be asked of one kind of model. A subclass says which long texts it takes (`item`), in which `Way`s the
-    source reads them (`source_ways`), what is kept of a reading (`read`, a `dict` for JSON), and what it all amounts to
-    (`scores`).
+    source reads them (`source_ways`), what is kept of a reading (`read`, a `dict` for JSON), and what all of it
+    amounts to (`scores`).
 
     Args:
         subject ([`Subject`]): the source and its converted versions.

@@ -113,8 +113,8 @@ def test_time_is_bounded(source, documents, capsys, monkeypatch):
     documents(10)
     ticks = iter(range(10**6))
     monkeypatch.setattr(measure, "clock", lambda: next(ticks))
-    # A tick for the beginning, one for each way, one for each reading: two documents in three ways are over at tick 10,
-    # eight more in two ways at 28, and in the last there is time for six.
+    # A tick for the beginning, one for each way, one for each reading: two documents in three ways are over at tick 9,
+    # eight more in two ways at 27, and in the last there is time for six.
     assert main(options("--minutes", str(35 / 60))) == 0
     told = capsys.readouterr().out
     assert "2 of 10 documents were left out for want of time: run the same command again, and it goes on." in told

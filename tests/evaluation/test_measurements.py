@@ -17,7 +17,7 @@ from lsg_xlmr.evaluation.spans import LONGEST, Spans, normalized, word_f1
 from lsg_xlmr.evaluation.subject import Subject
 from lsg_xlmr.evaluation.tags import Tags
 from lsg_xlmr.evaluation.vectors import Vectors, hold_out, packed, unpacked
-from lsg_xlmr.evaluation.verdict import in_short, verdict
+from lsg_xlmr.evaluation.verdict import best_setting, in_short, verdict
 from lsg_xlmr.evaluation.ways import Way, cut_windows
 from lsg_xlmr.late_chunking import late_chunks
 
@@ -196,6 +196,11 @@ def test_verdicts(lsg, other, lower, decision):
     if decision.startswith("no"):
         assert "convert for the time" in found.line
         assert "nothing speaks for converting" in verdict(score, {**seconds, "LSG defaults": 2.0}).line
+    score.is_agreement = True
+    if decision == "keep the source":
+        decision = "not known without labels"
+    found = verdict(score, seconds)
+    assert found.decision == decision
     few = rows(Score("few"), LSG=[1.0] * 19, source=[0.0] * 19)
     assert verdict(few, {"LSG": 1, "source": 1}).decision == "too few to say"
     both = in_short({"score": found, "few": verdict(few, {"LSG": 1, "source": 1})})
@@ -206,8 +211,12 @@ def test_verdicts(lsg, other, lower, decision):
 def test_another_setting_must_be_better_by_more_than_chance():
     score = rows(Score("score"), LSG_a=[0, 1] * 20, LSG_b=[1, 0] * 20 + [], LSG_c=[1] * 40, source=[0] * 40)
     assert score.best(is_converted=True) == "LSG c"
+    assert "LSG c (1.0), better than LSG a by more than noise; the others: LSG a (0.5)" in best_setting(score)
     del score.rows["LSG c"]
     assert score.best(is_converted=True) == "LSG a"
+    assert "LSG a (0.5), none is better by more than noise; the others: LSG b (0.5)" in best_setting(score)
+    del score.rows["LSG b"]
+    assert best_setting(score) is None
 
 
 def test_documents_of_every_kind(tmp_path):
