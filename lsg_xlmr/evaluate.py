@@ -197,12 +197,12 @@ def _asked(options, subject, documents, head):
     known = repr((head.labels, head.pairs)).encode()
     return {
         "SOURCE": options.source,
-        "its files": subject.fingerprint,
+        "the content of SOURCE": subject.fingerprint,
         "DOCUMENTS": str(options.documents),
-        "their content": fingerprint(documents),
+        "the content of DOCUMENTS": fingerprint(documents),
         "--labels": str(options.labels),
         "--pairs": str(options.pairs),
-        "what these hold": hashlib.sha256(known).hexdigest()[:16],
+        "the content of --labels or --pairs": hashlib.sha256(known).hexdigest()[:16],
         "--max_documents": options.max_documents,
         "--max_sequence_length": subject.length,
         "--architecture": subject.architecture.removeprefix("LSG"),

@@ -31,7 +31,9 @@ def open_folder(folder, asked):
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no file of an evaluation: name a new folder by --output.") from error
     changed = [
-        f"{name} was {before.get(name)} and is {asked[name]}" for name in asked if before.get(name) != asked[name]
+        f"{name} changed" if name.startswith("the content") else f"{name} was {before.get(name)} and is {value}"
+        for name, value in asked.items()
+        if before.get(name) != value
     ]
     if before and changed:
         raise ValueError(

@@ -31,7 +31,7 @@ class Report:
         }
         left = [way for way in measured if way not in kept]
         if left:
-            self.notes.append(f"Time was left for too little of {', '.join(left)}: run the same command again.")
+            self.notes.append(f"There was too little time for {', '.join(left)}: run the same command again.")
         if len(units) < len(items):
             self.notes.append(
                 f"{len(items) - len(units)} of {len(items)} {head.unit} were left out for want of time: run the same "

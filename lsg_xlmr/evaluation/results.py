@@ -31,6 +31,9 @@ class Lines:
 
     Args:
         path (`Path`): the file; there or not.
+
+    Raises:
+        ValueError: a whole line is no record.
     """
 
     def __init__(self, path):
@@ -39,9 +42,12 @@ class Lines:
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:
             os.truncate(path, len(whole))
-        for line in whole.splitlines():
-            record = json.loads(line)
-            self.records[record["id"]] = record
+        try:
+            for line in whole.splitlines():
+                record = json.loads(line)
+                self.records[record["id"]] = record
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: delete it, and what it held is measured again.") from error
 
     def add(self, record):
         line = json.dumps(record, ensure_ascii=False) + "\n"

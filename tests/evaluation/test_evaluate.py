@@ -5,7 +5,9 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from evaluated import SETTING, options
+from transformers import AutoTokenizer
 
 from lsg_xlmr.evaluate import main
 from lsg_xlmr.evaluation import measure
@@ -24,7 +26,7 @@ HEADS = {
     "BertForMaskedLM": ["loss of masked words, nats", "masked words filled right"],
     "RobertaForTokenClassification": ["tags as sliding windows give them"],
 }
-SLOW = ("XLMRobertaForTokenClassification", "RobertaForTokenClassification", "BertForMaskedLM")
+SLOW = ("RobertaForTokenClassification", "BertForMaskedLM", "BertForQuestionAnswering")
 
 
 def known(architecture, documents, write_pairs):
@@ -74,6 +76,38 @@ def test_every_head(architecture, source, documents, write_pairs, capsys):
     )
 
 
+@torch.no_grad()
+def test_several_classes_and_labels_from_a_file(source, documents, capsys):
+    fields = {"problem_type": "multi_label_classification", "num_labels": 3}
+    model = source("XLMRobertaForSequenceClassification", **fields)
+    rows, right, hits, count = documents(), 0, 0, 0
+    tokenizer = AutoTokenizer.from_pretrained("source")
+    with open("labels.jsonl", "w") as file:
+        for i, row in enumerate(rows):
+            inputs = tokenizer(row["text"], truncation=True, max_length=64, return_tensors="pt")
+            found = set((model(**inputs).logits[0] > 0).nonzero().flatten().tolist())
+            wanted = found if i < 3 else found ^ {0}
+            print(json.dumps({"id": row["id"], "label": [f"LABEL_{number}" for number in wanted]}), file=file)
+            right, hits, count = (
+                right + (found == wanted),
+                hits + 2 * len(found & wanted),
+                count + len(found) + len(wanted),
+            )
+    assert main(options("--labels", "labels.jsonl")) == 0
+    scores = json.loads(Path("out/results.json").read_text())["scores"]
+    assert list(scores) == ["documents classified right", "F1 of the classes", "answers as sliding windows give them"]
+    assert scores["documents classified right"]["source, truncated to 64"]["value"] == right / 4 == 0.75
+    assert scores["F1 of the classes"]["source, truncated to 64"]["value"] == pytest.approx(hits / count)
+    capsys.readouterr()
+    Path("labels.jsonl").write_text('{"id": "d9", "label": []}\n')
+    assert main(options("--labels", "labels.jsonl")) == 2
+    assert "labels.jsonl has labels of d9, which are no ids of the documents" in capsys.readouterr().err
+    Path("out/results.json").write_text("{")
+    documents(label=[[]] * 4)
+    assert main(options("--labels", "label")) == 2
+    assert "out/results.json is no file of an evaluation" in capsys.readouterr().err
+
+
 def test_it_goes_on_where_it_was_stopped(source, documents, capsys, monkeypatch):
     source("XLMRobertaForMaskedLM")
     documents()
@@ -99,8 +133,11 @@ def test_it_goes_on_where_it_was_stopped(source, documents, capsys, monkeypatch)
     assert main([*options("--settings", SETTING, "local"), "--minutes", "1e-9"]) == 0  # another setting, no time
     assert len(count) - 6 == 3 * 4 - 5
     told = capsys.readouterr().out
-    assert "Time was left for too little of LSG local" in told
+    assert "There was too little time for LSG local" in told
     assert json.loads(Path("out/results.json").read_text())["scores"] == whole
+    Path("out/measured/LSG-local.jsonl").write_text("[1]\n")
+    assert main(options("--settings", SETTING, "local")) == 2
+    assert "out/measured/LSG-local.jsonl is damaged: delete it" in capsys.readouterr().err
     assert main([*options(), "--output", "again"]) == 0
     again = json.loads(Path("again/results.json").read_text())["scores"]
     for title, rows in whole.items():
@@ -142,7 +179,7 @@ def test_other_arguments_and_documents_are_noticed(kind, source, documents, caps
     assert main(options()) == 0
     if kind == "text":
         documents(5)
-        expected = "--output out holds another evaluation: their content was"
+        expected = "--output out holds another evaluation: the content of DOCUMENTS changed. Name a new"
         arguments = options()
     else:
         expected = "--output out holds another evaluation: --seed was 0 and is 1. Name a new folder"
