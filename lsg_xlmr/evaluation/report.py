@@ -1,6 +1,8 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
 """What was measured as tables, as `report.md` with plots, and as JSON."""
 
+from statistics import median
+
 from .measure import short_lengths
 from .scores import CONVERTED
 from .tables import table
@@ -38,7 +40,7 @@ class Report:
                 "command again, and it goes on."
             )
         self.scores = [score for score in head.scores(self.measured) if score.units]
-        self.seconds = {way: _mean(records, "seconds") for way, records in self.measured.items()}
+        self.seconds = {way: median(x["seconds"] for x in records.values()) for way, records in self.measured.items()}
         peaks = {way: [x["mib"] for x in records.values() if x["mib"]] for way, records in self.measured.items()}
         self.mib = {way: max(values) for way, values in peaks.items() if values}
         self.settings = [told for score in self.scores if score.decides and (told := best_setting(score))]
@@ -128,9 +130,9 @@ class Report:
         parts += [f"![{title}]({name})" for name, title in pictures]
         parts.append(
             "Each score is over what all its rows were measured on, with 95 % intervals by the bootstrap. Of the "
-            "converted models the first is compared, unless another is better by more than chance. MiB are at the "
-            f"longest of the {self.head.unit}, above what is in use before. Of their beginnings, up to "
-            f"{subject.short} tokens, the table of short texts tells {self.head.kept}."
+            "converted models the first is compared, unless another is better by more than chance. Seconds are the "
+            f"median, MiB at the longest of the {self.head.unit}, above what is in use before. Of their beginnings, "
+            f"up to {subject.short} tokens, the table of short texts tells {self.head.kept}."
         )
         return "\n\n".join(parts) + "\n"
 
@@ -158,7 +160,3 @@ class Report:
             "notes": self.notes,
             "in_short": in_short(self.verdicts),
         }
-
-
-def _mean(records, key):
-    return sum(record[key] for record in records.values()) / len(records)
