@@ -26,6 +26,7 @@ SETTINGS = {
     "block_stride": {"sparsity_type": "block_stride"},
     "pooling": {"sparsity_type": "pooling"},
     "lsh": {"sparsity_type": "lsh"},
+    "no-globals": {"num_global_tokens": 0},
     "64/64-local": {"block_size": 64, "sparsity_type": "none"},
 }
 USUAL = ("defaults", "local", "64/64")

@@ -163,6 +163,14 @@ def test_time_is_bounded(source, documents, capsys, monkeypatch):
     assert "Nothing was measured in 1e-09 minutes: give more by --minutes." in capsys.readouterr().out
 
 
+def test_without_globals_short_texts_stay_as_they_were(source, documents):
+    source("XLMRobertaModel")
+    documents()
+    assert main(options("--settings", "no-globals", SETTING)) == 0
+    short = json.loads(Path("out/results.json").read_text())["short"]
+    assert abs(short["LSG no-globals"]["64"] - 1) < 1e-6 and short[NAME]["64"] < 1 - 1e-6
+
+
 def test_short_documents_need_no_conversion(source, documents, capsys):
     source("XLMRobertaForMaskedLM")
     documents(sentences=2)
