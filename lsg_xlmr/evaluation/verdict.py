@@ -10,7 +10,7 @@ FASTER = 0.9  # of the time: what is less counts
 
 @dataclass
 class Verdict:
-    decision: str  # "convert", "keep the source", "no difference beyond noise", "too few to say" or what is missing
+    decision: str  # such as "convert", "keep the source", "no difference beyond noise", "too few to say"
     line: str
 
 
@@ -45,9 +45,9 @@ def verdict(score, seconds):
     elif score.is_better(source, converted):
         decision, why = "keep the source", "worse by more than noise"
     else:
-        faster = times[0] < FASTER * times[1]
-        decision = "no difference beyond noise"
-        why = "convert for the time" if faster else "nothing speaks for converting"
+        is_quicker = times[0] < FASTER * times[1]
+        decision = "no difference beyond noise" + ", and converted is quicker" * is_quicker
+        why = "convert for the time" if is_quicker else "nothing speaks for converting"
     return Verdict(decision, f"{compared}: {why}; {cost}.")
 
 
