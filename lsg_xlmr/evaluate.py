@@ -128,7 +128,8 @@ def _evaluate(options):
     )
     documents = read_documents(options.documents)
     head = _head(options, subject, documents)
-    results = open_folder(options.output, _asked(options, subject, documents, head))
+    read = [*subject.source.folders, *[options.documents] * options.documents.is_dir()]
+    results = open_folder(options.output, _asked(options, subject, documents, head), read)
     items, looked_at, whole = sample(head, documents, options.max_documents, options.seed)
     if not items:
         asked = " that are asked for" if head.pairs is not None and head.unit == "questions" else ""

@@ -8,11 +8,12 @@ from .results import Results
 MEASURED, RESULTS, PAGE = "measured", "results.json", "report.md"
 
 
-def open_folder(folder, asked):
+def open_folder(folder, asked, read):
     """
     Args:
         folder (`Path`): new, empty, or of the same evaluation.
         asked (`dict[str, str]`): all that the measurements depend on, by the names that a user knows.
+        read (`list[Path]`): folders that are read, which `folder` may not be in: they would change.
 
     Returns:
         [`Results`]: those of `folder`, in which nothing is written yet.
@@ -22,6 +23,9 @@ def open_folder(folder, asked):
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder} is a file: name a folder.")
+    for other in read:
+        if folder.resolve().is_relative_to(other.resolve()):
+            raise ValueError(f"--output {folder} lies in {other}, which is read: name a folder outside.")
     path = folder / RESULTS
     if folder.exists() and any(folder.iterdir()) and not path.exists():
         raise ValueError(f"--output {folder} holds something else: name a new folder.")

@@ -47,7 +47,7 @@ class Spans(Head):
                 return_offsets_mapping=True,
             )
             parts = encoded.sequence_ids()
-            prefix = parts.index(1)
+            prefix = parts.index(1) if 1 in parts else len(parts)
             if prefix > self.subject.short // 2:
                 raise ValueError(
                     f"The question {question.text[:60]!r} has {prefix} tokens, which leaves less than half of the "

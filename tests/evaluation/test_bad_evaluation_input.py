@@ -136,13 +136,16 @@ def test_pairs(name, source, write_pairs, capsys):
         (["--architecture", "T5"], "There is no LSG version of architecture 'T5'"),
         (["--architecture", "XLMRobertaForTokenClassification"], "has no weights for the head"),
         (["--output", "documents.jsonl"], "--output documents.jsonl is a file"),
-        (["--output", "source"], "--output source holds something else"),
+        (["--output", "."], "--output . holds something else"),
+        (["--output", "source/new"], "--output source/new lies in source, which is read: name a folder outside"),
     ],
 )
 def test_arguments(arguments, expected, source, capsys):
     source(MASKED)
     lines("documents.jsonl", ONE)
     assert expected in refused(capsys, options(*arguments))
+    if "--output" in arguments:  # in the folder of the documents
+        assert "--output out lies in ., which is read" in refused(capsys, ["source", ".", *options()[2:]])
     assert sorted(path.name for path in Path("source").iterdir()) == [
         *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
     ]
