@@ -30,7 +30,11 @@ def read_labels(argument, documents, subject, is_tagger, is_multiple):
         ValueError: they do not fit.
     """
     if Path(argument).is_file():
-        given = {str(row["id"]): row["label"] for _, row in read_rows(Path(argument), ("id", "label"))}
+        given = {}
+        for number, row in read_rows(Path(argument), ("id", "label")):
+            if str(row["id"]) in given:
+                raise ValueError(f"{argument}, row {number} is a second label of document {str(row['id'])!r}.")
+            given[str(row["id"])] = row["label"]
         unknown = sorted(given.keys() - {document.id for document in documents})
         if unknown:
             raise ValueError(f"{argument} has labels of {shortened(unknown)}, which are no ids of the documents.")

@@ -33,7 +33,9 @@ def folder(source):
     return make
 
 
-@pytest.mark.parametrize("pooling", [None, CLS], ids=["mean", "cls"])
+@pytest.mark.parametrize(
+    "pooling", [pytest.param(None, marks=pytest.mark.slow, id="mean"), pytest.param(CLS, id="cls")]
+)
 def test_what_the_folder_says_counts(pooling, folder, documents, capsys):
     folder(pooling)
     documents(3, 20)

@@ -102,6 +102,9 @@ def test_several_classes_and_labels_from_a_file(source, documents, capsys):
     Path("labels.jsonl").write_text('{"id": "d9", "label": []}\n')
     assert main(options("--labels", "labels.jsonl")) == 2
     assert "labels.jsonl has labels of d9, which are no ids of the documents" in capsys.readouterr().err
+    Path("labels.jsonl").write_text('{"id": "d0", "label": []}\n' * 2)
+    assert main(options("--labels", "labels.jsonl")) == 2
+    assert "labels.jsonl, row 2 is a second label of document 'd0'" in capsys.readouterr().err
     Path("out/results.json").write_text("{")
     documents(label=[[]] * 4)
     assert main(options("--labels", "label")) == 2
@@ -180,7 +183,7 @@ def test_short_documents_need_no_conversion(source, documents, capsys):
     assert "Keep the source." in told
 
 
-@pytest.mark.parametrize("kind", ["text", "seed"])
+@pytest.mark.parametrize("kind", ["text", pytest.param("seed", marks=pytest.mark.slow)])
 def test_other_arguments_and_documents_are_noticed(kind, source, documents, capsys):
     source("XLMRobertaForMaskedLM")
     documents()
