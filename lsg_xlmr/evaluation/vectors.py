@@ -39,6 +39,12 @@ class Vectors(Head):
     def __init__(self, subject, documents, labels=None, pairs=None, pooling=None, prompts=None):
         super().__init__(subject, documents, labels, pairs)
         self.pooling = pooling or _pooling_of(subject.source)
+        for name, prompt in (prompts or {}).items():
+            if name not in ("query", *DOCUMENT_PROMPTS) or not isinstance(prompt, str):
+                raise ValueError(
+                    f"--prompts has {name!r}: {prompt!r}, and takes a text for query and one for "
+                    f"{' or '.join(DOCUMENT_PROMPTS)}."
+                )
         known = prompts if prompts is not None else subject.source.embedder_config.get("prompts") or {}
         default = subject.source.embedder_config.get("default_prompt_name")
         self.question_prompt = known.get("query", known.get(default, ""))

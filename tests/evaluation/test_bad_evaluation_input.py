@@ -136,6 +136,10 @@ def test_pairs(name, source, write_pairs, capsys):
         (["--architecture", "T5"], "There is no LSG version of architecture 'T5'"),
         (["--architecture", "XLMRobertaForTokenClassification"], "has no weights for the head"),
         (["--output", "documents.jsonl"], "--output documents.jsonl is a file"),
+        (
+            ["--architecture", "XLMRobertaModel", "--prompts", "{'passages': 'passage: '}"],
+            "--prompts has 'passages': 'passage: ', and takes a text for query and one for document or",
+        ),
         (["--output", "."], "--output . holds something else"),
         (["--output", "source/new"], "--output source/new lies in source, which is read: name a folder outside"),
     ],
