@@ -11,7 +11,9 @@ from transformers.hf_argparser import string_to_bool
 from .conversion.messages import first_line
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A wrong argument ends the process with exit code 2 and one line."""
+
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
@@ -24,7 +26,7 @@ def parse_arguments(argv):
     Returns:
         `argparse.Namespace`; a wrong one ends the process with exit code 2 and one line.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="lsg-convert",
         description="Converts a checkpoint of XLM-RoBERTa, RoBERTa, CamemBERT or BERT to LSG attention, for long "
         "inputs. No training is done.",
@@ -46,7 +48,7 @@ def parse_arguments(argv):
     add("--global_positional_stride", type=int, default=64, help="tokens between the positions of global tokens")
     add("--keep_first_global_token", **flag, help="keep the first global token of an LSG source")
     add("--resize_lsg", **flag, help="keep all global tokens of an LSG source, change its length only")
-    add("--model_kwargs", type=_dict, default={}, help="fields of LSGConfig, as \"{'block_size': 64}\"")
+    add("--model_kwargs", type=dictionary, default={}, help="fields of LSGConfig, as \"{'block_size': 64}\"")
     add(
         "--onnx",
         nargs="*",
@@ -151,7 +153,8 @@ def _onnx_type(text):
     return value
 
 
-def _dict(text):
+def dictionary(text):
+    """The `dict` that `text` is, as Python or JSON write it."""
     try:
         try:
             value = ast.literal_eval(text)

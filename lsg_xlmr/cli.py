@@ -38,7 +38,7 @@ def main(argv=None):
     """
     options = parse_arguments(sys.argv[1:] if argv is None else argv)
     try:
-        with _quiet(), _stoppable(argv is None), logging_redirect_tqdm([logging.getLogger(__package__)]):
+        with quiet(), stoppable(argv is None), logging_redirect_tqdm([logging.getLogger(__package__)]):
             if options.verify is not None:
                 return 0 if _report(verify(options.verify)) else 1
             return _export(options) if options.initial_model is None else _convert(options)
@@ -49,28 +49,30 @@ def main(argv=None):
         message = str(error) if expected else f"{type(error).__name__}: {error} (--debug shows where)"
         print(f"lsg-convert: {' '.join(message.split())}", file=sys.stderr)
         return 2
-    except _Stopped as stopped:
+    except Stopped as stopped:
         print("lsg-convert: stopped; nothing half-written is left.", file=sys.stderr)
         return 128 + stopped.args[0]
 
 
-class _Stopped(BaseException):
+class Stopped(BaseException):
     """Ctrl-C or SIGTERM, by its number: what is half written is cleaned up on its way."""
 
 
 @contextmanager
-def _stoppable(is_whole_process):
+def stoppable(is_whole_process):
+    """Ctrl-C and SIGTERM are `Stopped` within; `is_whole_process` (`bool`) where nothing is done after it."""
+
     def stop(number, frame):
         for other in numbers:  # one is enough: a second would interrupt the cleaning
             signal.signal(other, signal.SIG_IGN)
-        raise _Stopped(number)
+        raise Stopped(number)
 
     # Signals belong to the main thread, and to the caller again at the end.
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
-    except _Stopped:
+    except Stopped:
         if is_whole_process:  # it ends now, whatever else is pressed
             before.clear()
         raise
@@ -200,7 +202,7 @@ def _push(name, options):
 
 
 @contextmanager
-def _quiet():
+def quiet():
     """What the libraries log and draw is kept down; their settings are put back at the end."""
     hub_logger, bars = logging.getLogger("huggingface_hub"), transformers_logging.is_progress_bar_enabled()
     hub_level = hub_logger.level

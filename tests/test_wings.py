@@ -10,7 +10,7 @@ PACKAGE = ROOT / "lsg_xlmr"
 # From the ground up: a wing is a folder, or a file that stands alone.
 WINGS = (
     *("version", "configuration_lsg", "cpu", "attention", "model", "conversion", "onnx", "late_chunking"),
-    *("arguments", "cli", "__init__", "__main__"),
+    *("evaluation", "arguments", "cli", "evaluate", "__init__", "__main__"),
 )
 
 
@@ -49,7 +49,7 @@ def test_imports_only_what_stands_below(path):
 
 def test_there_are_these_rooms():
     folders = {parts(path)[0] for path in FILES if len(parts(path)) > 1}
-    assert folders == {"cpu", "attention", "model", "conversion", "onnx", "late_chunking"}
+    assert folders == {"cpu", "attention", "model", "conversion", "onnx", "late_chunking", "evaluation"}
     assert {parts(path)[0] for path in FILES} == set(WINGS)
 
 

@@ -92,7 +92,7 @@ def read_texts(model, way, answer, contents, lengths, tokenizer):
     edges = tokenizer.bos_token_id, tokenizer.eos_token_id
     for length in tqdm(lengths, desc=way.name, leave=False):
         start = time.perf_counter()
-        rows = [way.windows(passage(ids, 0, length, edges)) for ids in contents]
-        answers[length] = torch.stack([answer(model, windows).mean(0) for windows in rows])
+        texts = [passage(ids, 0, length, edges) for ids in contents]
+        answers[length] = torch.stack([way.answers(model, answer, text).mean(0) for text in texts])
         seconds[length] = round(time.perf_counter() - start, 2)
     return answers, seconds

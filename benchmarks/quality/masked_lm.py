@@ -7,16 +7,14 @@ from collections import Counter
 
 import torch
 from corpus import load
-from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import AutoTokenizer, XLMRobertaForMaskedLM
 
+from lsg_xlmr.evaluation.masked_words import BUCKET, by_position, fill, hide
 from models import ways
 
 
 LENGTH = 4096  # tokens
-BUCKET = 512  # tokens
-MASKED = 0.15  # share of the tokens
 PER_LANGUAGE = 10  # documents at most
 TYPES = ("norm", "pooling", "bos_pooling", "lsh", "stride", "block_stride")
 LSG_FIELDS = {
@@ -48,10 +46,8 @@ def long_documents(folder, tokenizer, is_test, length=LENGTH, per_language=None)
 
 def mask(document, input_ids, tokenizer):
     """`(masked input_ids, masks)`: the same tokens of a document are masked for every model; `masks` is bool."""
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{document.name} {document.language}".encode()))
-    masks = torch.rand(input_ids.shape, generator=generator) < MASKED
-    masks[:, 0] = masks[:, -1] = False
-    return input_ids.masked_fill(masks, tokenizer.mask_token_id), masks
+    seed = zlib.crc32(f"{document.name} {document.language}".encode())
+    return hide(input_ids, tokenizer.mask_token_id, seed)
 
 
 @torch.no_grad()
@@ -66,18 +62,11 @@ def measure(model, way, rows, tokenizer):
     for document, input_ids in tqdm(rows, leave=False):
         masked, masks = mask(document, input_ids, tokenizer)
         start = time.perf_counter()
-        logits = model.lm_head(way.hidden_states(model, masked[0])[masks[0]]).float()
+        logits = fill(model, way, masked[0], masks[0])
         seconds += time.perf_counter() - start
-        labels, bucket = input_ids[masks], masks.nonzero()[:, 1] // BUCKET
         sums = languages.setdefault(document.language, {key: [0.0] * buckets for key in ("masks", "loss", "right")})
-        losses = cross_entropy(logits, labels, reduction="none")
-        for key, values in (
-            ("masks", torch.ones_like(losses)),
-            ("loss", losses),
-            ("right", (logits.argmax(-1) == labels).float()),
-        ):
-            total = torch.zeros(buckets).index_add_(0, bucket, values)
-            sums[key] = [round(a + b, 3) for a, b in zip(sums[key], total.tolist(), strict=True)]
+        for key, values in by_position(logits, input_ids[0], masks[0]).items():
+            sums[key] = [round(a + b, 3) for a, b in zip(sums[key], values, strict=True)]
     return {"seconds": round(seconds, 2), "languages": languages}
 
 

@@ -6,6 +6,8 @@ from masked_lm import BUCKET, LENGTH, over_languages
 from names import DISTANCES
 from tagger import f1
 
+from lsg_xlmr.evaluation.tables import table
+
 
 STARTS = range(0, LENGTH, BUCKET)
 COLOURS = {
@@ -22,12 +24,6 @@ COLOURS = {
     "LSG 16 globals": "tab:green",
     "LSG trained further": "tab:orange",
 }
-
-
-def table(head, rows):
-    """A markdown table; the first column holds names."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def tables(results):

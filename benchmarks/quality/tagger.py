@@ -14,6 +14,7 @@ from tqdm import tqdm
 from training import SEED
 from transformers import AutoTokenizer, XLMRobertaForTokenClassification
 
+from lsg_xlmr.evaluation.tags import micro_f1
 from models import ways
 
 
@@ -84,7 +85,7 @@ def measure(way, rows):
 def f1(measured):
     """Micro-averaged F1 of the tags other than O in each bucket, and over all."""
     columns = [[*measured[key], sum(measured[key])] for key in ("there", "given", "right")]
-    return [2 * right / (there + given) for there, given, right in zip(*columns, strict=True)]
+    return [micro_f1(*counts) for counts in zip(*columns, strict=True)]
 
 
 def run(folder, source, results):

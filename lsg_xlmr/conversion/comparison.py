@@ -4,13 +4,9 @@
 from math import isnan
 
 import torch
-import transformers
 
-from ..configuration_lsg import LSGConfig
-from .adapters import without_adapter
 from .answers import compared, compared_vectors, question
-from .architectures import ARCHITECTURES
-from .families import own_config
+from .stock import first_position, load_stock, stock_config_of
 
 
 # Of the greatest value, in float64: 1e-15 to 1e-9 is seen, and a thousand times as much when a weight is another.
@@ -39,8 +35,8 @@ class Comparison:
     def __init__(self, model, tokenizer, source, fields):
         self.tokenizer, self.source = tokenizer, source
         self.config, self.architecture, self.dtype = model.config, type(model).__name__, model.dtype
-        self.source_config = _source_config(source, fields)
-        self.num_positions = self.source_config.max_position_embeddings - _first_position(self.source_config)
+        self.source_config = stock_config_of(source, fields)
+        self.num_positions = self.source_config.max_position_embeddings - first_position(self.source_config)
         maximum = min(self.config.max_sequence_length, self.num_positions)
         self.asked = question(self.architecture, tokenizer, self.config, maximum)
         blocks = [x.block_size for x in (self.config, self.source_config) if hasattr(x, "block_size")]
@@ -56,7 +52,7 @@ class Comparison:
             `tuple[str, bool]`: a line with the answers of both to a short text as a user gets them, and with the
             greatest difference without global tokens; and whether that is rounding.
         """
-        model, has_head = self._load_source()
+        model, has_head = load_stock(self.source, self.architecture, self.source_config, self.dtype)
         (before, *ours), (after, *theirs) = self._answers(model, self.num_positions), self.after
         names = before.keys() if has_head else {HIDDEN}
         difference = max(_difference(here[name], there[name]) for here, there in zip(ours, theirs) for name in names)
@@ -78,49 +74,12 @@ class Comparison:
         short = {name: tensor[..., : self.length] for name, tensor in inputs.items()}
         words = _spread(self.config.vocab_size, self.length)
         positions = _spread(self.config.max_sequence_length, self.length) % num_positions
-        spread = {"input_ids": words, "position_ids": positions + _first_position(model.config)}
+        spread = {"input_ids": words, "position_ids": positions + first_position(model.config)}
         if self.architecture.endswith("MultipleChoice"):
             spread = {name: tensor[None] for name, tensor in spread.items()}  # n choices t
         answers = [_outputs(model.double(), inputs)]
         _hide_global_tokens(model)
         return [*answers, _outputs(model, short), _outputs(model, spread)]
-
-    def _load_source(self):
-        """The source under the head of the result, and whether it has such a head."""
-        auto_class, model_class = ARCHITECTURES[self.architecture]
-        if not self.source.is_lsg:
-            model_class = getattr(transformers, auto_class)
-        model, missing = self._load_as(model_class)
-        if auto_class == "AutoModelForMultipleChoice" and model.base_model.pooler is None:
-            # transformers 5.0 builds the head without the pooler that its forward needs
-            encoder, missing = self._load_as(transformers.AutoModel)
-            setattr(model, model.base_model_prefix, encoder)
-        return model, not missing
-
-    def _load_as(self, model_class):
-        adapter = self.source.adapter
-        with without_adapter(self.source.encoder) as folder:
-            model, info = model_class.from_pretrained(
-                folder,
-                config=self.source_config,
-                dtype=self.dtype,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-        missing = [key for key in info["missing_keys"] if adapter is None or not adapter.brings(key)]
-        return (model if adapter is None else adapter.merged_into(model)).eval(), missing
-
-
-def _source_config(source, fields):
-    if source.is_lsg:
-        return source.config_as(LSGConfig, **fields)
-    fields = {name: value for name, value in fields.items() if name not in LSGConfig.lsg_fields()}
-    return own_config({**source.own_config, **fields})
-
-
-def _first_position(config):
-    """BERT's positions begin at 0, those of XLM-RoBERTa and its kin after that of padding."""
-    return 0 if config.model_type == "bert" else config.pad_token_id + 1
 
 
 def _spread(size, length):

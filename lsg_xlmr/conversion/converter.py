@@ -115,7 +115,7 @@ class LSGConverter:
         if architecture is None:
             architecture = source.architecture
         model_class = lsg_class(xlm_roberta_class(architecture, source.model_type))
-        _check_fields(lsg_kwargs)
+        check_fields(lsg_kwargs)
         config = source.lsg_config(model_class, **lsg_kwargs)
         length = self.max_sequence_length or max(DEFAULT_LENGTH, config.max_sequence_length)
         tokenizer = source.tokenizer(config.vocab_size)
@@ -168,7 +168,11 @@ class LSGConverter:
         embeddings.token_type_ids = torch.zeros_like(embeddings.position_ids)
 
 
-def _check_fields(names):
+def check_fields(names):
+    """
+    Raises:
+        ValueError: one of `names` (`iterable` of `str`) is no field of [`LSGConfig`] that can be set.
+    """
     unknown = sorted(name for name in names if not _is_field(name))
     if unknown:
         raise ValueError(

@@ -1,0 +1,215 @@
+# Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
+"""Vectors of long documents: is a question's document found first, by one vector of it or by several?"""
+
+import base64
+import random
+import re
+from itertools import pairwise
+
+import torch
+from torch.nn.functional import normalize
+
+from ..conversion.files import read_json
+from ..late_chunking.embedder import DOCUMENT_PROMPTS
+from ..late_chunking.texts import Text
+from .head import Head, LongText
+from .scores import CONVERTED, Row, Score
+from .ways import AT_A_TIME, Way, cut_windows
+
+
+POOLINGS = {"mean": lambda states: states.mean(-2), "cls": lambda states: states[..., 0, :]}
+PARAGRAPHS = 3  # of a document, held out as its questions where the user has none
+LEAST, MOST = 100, 1000  # characters of a paragraph
+SENTENCES = re.compile(r".{200,}?(?:[.!?]\s|[。！？]|$)", re.DOTALL)
+
+
+class Vectors(Head):
+    """
+    Of an embedder. One vector of a document is that of all its tokens, of its beginning, or the mean of its chunks';
+    several are those of its chunks, or *late chunks*: the tokens' states after one pass, pooled in windows. A document
+    is as near to a question as the nearest of its vectors.
+
+    Without pairs some paragraphs of each document are taken out of it, and are what is asked.
+    """
+
+    takes_pairs = True
+    kept = "the mean cosine of short texts' vectors with the source's"
+    changed = " An index of the source's vectors must be made anew."
+
+    def __init__(self, subject, documents, labels=None, pairs=None, pooling=None, prompts=None):
+        super().__init__(subject, documents, labels, pairs)
+        self.pooling = pooling or _pooling_of(subject.source)
+        for name, prompt in (prompts or {}).items():
+            if name not in ("query", *DOCUMENT_PROMPTS) or not isinstance(prompt, str):
+                raise ValueError(
+                    f"--prompts has {name!r}: {prompt!r}, and takes a text for query and one for "
+                    f"{' or '.join(DOCUMENT_PROMPTS)}."
+                )
+        known = prompts if prompts is not None else subject.source.embedder_config.get("prompts") or {}
+        default = subject.source.embedder_config.get("default_prompt_name")
+        self.question_prompt = known.get("query", known.get(default, ""))
+        name = next((name for name in DOCUMENT_PROMPTS if name in known), default)
+        self.prompt, self.tokenizer = known.get(name, ""), subject.tokenizer  # of documents
+        self.window = subject.short // 4
+        self.similarity = subject.source.embedder_config.get("similarity_fn_name") or "cosine"
+
+    def _scaled(self, vectors):
+        """Vectors whose products are their similarity."""
+        return vectors if self.similarity == "dot" else normalize(vectors, dim=-1)
+
+    def item(self, document):
+        if self.pairs is None:
+            rest, questions = hold_out(document)
+        else:
+            rest, questions = document.text, [question.text for question in self.pairs.get(document.id, ())]
+        text = Text(rest, self)
+        if len(text.ids) <= self.subject.short:
+            return None
+        room = self.subject.length
+        while (
+            len(text.ids) > self.subject.length
+        ):  # a text that is cut may have a token more than the same in the whole
+            text = Text(rest[: text.ends[room - text.head - text.tail - 1]], self)
+            room -= 1
+        windows = {size: text.windows(size) for size in (self.subject.short, self.window)}
+        extra = {"questions": questions, "windows": windows}
+        return LongText(document.id, torch.tensor(text.ids), text.head, extra)
+
+    def source_ways(self):
+        chunks, *others = self.subject.source_ways("chunks", "truncated", "sliding")
+        self.chunks = chunks.name
+        small = Way(f"source, chunks of {self.window}", chunks.load, self.window, self.window - 2)
+        return [chunks, others[0], small, others[1]]
+
+    def read(self, model, way, text):
+        pool = POOLINGS[self.pooling]
+        if way.length is not None and way.stride is None:
+            return {"one": packed(pool(model.base_model(way.windows(text.input_ids)).last_hidden_state))}
+        if way.length is None:
+            states = way.hidden_states(model, text.input_ids)
+            found = {"one": pool(states)[None]}
+            sizes = (self.subject.short, self.window)
+        else:
+            rows, choice = cut_windows(text.input_ids, way.length, way.stride, text.prefix)
+            in_rows = torch.cat([model.base_model(part).last_hidden_state for part in rows.split(AT_A_TIME)])
+            chunks = pool(in_rows)
+            found = {"one": self._scaled(chunks).mean(0, keepdim=True), "chunks": chunks}
+            states = in_rows[choice[:, 0], choice[:, 1]]
+            sizes = (self.window,) if way.name == self.chunks else ()
+        if self.pooling == "mean":  # the first token of a window is none that was trained to stand for it
+            found.update(
+                {f"late {size}": window_means(states, text.extra["windows"][size], text.prefix) for size in sizes}
+            )
+        return {name: packed(vectors) for name, vectors in found.items()}
+
+    def beside(self, model, text):
+        questions = [self._vector(model, self.question_prompt + question) for question in text.extra["questions"]]
+        return {"questions": packed(torch.stack(questions))} if questions else {}
+
+    def _vector(self, model, text):
+        ids = torch.tensor(self.subject.tokenizer(text, truncation=True, max_length=self.subject.short)["input_ids"])
+        return POOLINGS[self.pooling](model.base_model(ids[None]).last_hidden_state)[0]
+
+    def short(self, model, text, length):
+        states = model.base_model(text.beginning(length)[None]).last_hidden_state
+        return packed(POOLINGS[self.pooling](states))
+
+    def is_kept(self, before, after):
+        before, after = (normalize(unpacked(vectors), dim=-1) for vectors in (before, after))
+        return float((before * after).sum(-1).mean()), 1
+
+    def scores(self, measured):
+        one = Score("documents found first, one vector each", "questions", percent=True)
+        several = Score("documents found first, several vectors each", "questions", percent=True)
+        for way, records in measured.items():
+            records = list(records.values())
+            for kind in ("one", "chunks", f"late {self.subject.short}", f"late {self.window}"):
+                if records and all(kind in record for record in records):
+                    values, vectors = self._found(records, kind)
+                    score = one if kind == "one" else several
+                    score.add(_named(way, kind), Row(way, way.startswith(CONVERTED), values, vectors))
+        yield one
+        yield several
+
+    def _found(self, records, kind):
+        """`({question: (found first, 1)}, vectors a document)`"""
+        index = [self._scaled(unpacked(record[kind])) for record in records]
+        of = torch.tensor([i for i, vectors in enumerate(index) for _ in vectors])
+        index, found = torch.cat(index), {}
+        for i, record in enumerate(records):
+            if "questions" in record:
+                nearest = (self._scaled(unpacked(record["questions"])) @ index.T).argmax(-1)
+                found |= {f"{record['id']} {n}": (int(of[j] == i), 1) for n, j in enumerate(nearest.tolist())}
+        return found, len(of) / max(1, len(records))
+
+
+def _named(way, kind):
+    if kind == "one" and ("chunks" in way or "windows" in way):
+        return f"{way}, averaged"
+    if kind.startswith("late"):
+        return f"{way}, {kind.replace('late', 'late chunks of' if way.startswith(CONVERTED) else 'pooled by')}"
+    return way if kind == "one" else f"{way}, best"
+
+
+def _pooling_of(source):
+    """What a sentence-transformers folder does with the tokens; the mean where it says nothing."""
+    if not source.is_embedder:
+        return "mean"
+    kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in source.modules[1:]]
+    others = [kind for kind in kinds if kind not in ("Pooling", "Normalize")]
+    if others:
+        raise ValueError(
+            f"{source.name!r} has the module {others[0]} behind its encoder, and what is known here are Pooling and "
+            "Normalize: --pooling mean evaluates its encoder without it."
+        )
+    if "Pooling" not in kinds:
+        return "mean"
+    settings = read_json(source.root / source.modules[1 + kinds.index("Pooling")]["path"] / "config.json", dict)
+    modes = {"cls": settings.get("pooling_mode_cls_token"), "mean": settings.get("pooling_mode_mean_tokens")}
+    name = settings.get("pooling_mode") or next((name for name, is_set in modes.items() if is_set), "another")
+    if name not in POOLINGS:
+        raise ValueError(
+            f"The pooling of {source.name!r} is {name!r}, and what is known here are {' and '.join(POOLINGS)}: "
+            "--pooling takes one of them in its place."
+        )
+    return name
+
+
+def window_means(states, windows, prefix):
+    """
+    Late chunks as [`late_chunks`] makes them, of a document that was read before: the means of the states of its
+    tokens, `(tokens, hidden_size)`, in `windows`, `(first, last)` of the text's tokens each: `(windows, hidden_size)`.
+    The prefix belongs to the first window, `</s>` to the last.
+    """
+    borders = [0, *(prefix + first for first, _ in windows[1:]), len(states)]
+    return torch.stack([states[first:last].mean(0) for first, last in pairwise(borders)])
+
+
+def hold_out(document):
+    """
+    `(text, paragraphs)`: some paragraphs of a document, drawn by its id, and the text without them. Where it has none,
+    sentences of some 200 characters together, or as many characters, stand for them.
+    """
+    for pattern in (r"\n\s*\n", SENTENCES, re.compile(".{1,300}", re.DOTALL)):
+        text = document.text
+        spans = [match.span() for match in re.finditer(pattern, text)]
+        if isinstance(pattern, str):
+            borders = [0, *(place for span in spans for place in span), len(text)]
+            spans = list(zip(borders[::2], borders[1::2], strict=True))
+        spans = [(a, b) for a, b in spans if LEAST <= len(text[a:b].strip()) <= MOST]
+        if len(spans) > 2 * PARAGRAPHS:
+            break
+    spans = sorted(random.Random(document.id).sample(spans, min(PARAGRAPHS, len(spans) // 2)))
+    borders = [0, *(place for span in spans for place in span), len(text)]
+    rest = "".join(text[a:b] for a, b in zip(borders[::2], borders[1::2], strict=True))
+    return rest, [text[a:b].strip() for a, b in spans]
+
+
+def packed(vectors):
+    """Vectors, `(n, size)`, as `[size, str]` for JSON; in float32."""
+    return [vectors.shape[-1], base64.b64encode(vectors.float().contiguous().numpy().tobytes()).decode()]
+
+
+def unpacked(record):
+    size, content = record
+    return torch.frombuffer(bytearray(base64.b64decode(content)), dtype=torch.float32).view(-1, size)
