@@ -62,6 +62,7 @@ class Trials:
 
     def __init__(self, model, tokenizer, mask_token_id):
         self.architecture = type(model).__name__
+        self.pools_with_global = model.config.pools_with_global
         self.share = 0.9 if model.config.sparsity_type in CHOOSING_TYPES else 1.0
         self.mask_token_id = mask_token_id
         self.inputs = list(self._inputs(model.config, tokenizer))
@@ -140,4 +141,7 @@ class Trials:
     def _meant(self, output, inputs):
         if self.architecture == "LSGXLMRobertaForMaskedLM":  # of all tokens or of the masks
             return output[inputs["input_ids"].numpy() == self.mask_token_id] if output.ndim == 3 else output
-        return output[inputs["attention_mask"].numpy() != 0] if self.architecture in PER_TOKEN else output
+        seen = inputs["attention_mask"].numpy() != 0
+        if self.architecture in PER_TOKEN:
+            return output[seen]
+        return output if self.pools_with_global else output[seen[..., 0]]  # padding for `<s>` means nothing

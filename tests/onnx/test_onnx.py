@@ -92,6 +92,13 @@ def test_every_head_answers_as_the_model(checkpoint, architecture):
 
 
 @pytest.mark.onnx
+@pytest.mark.parametrize("fields", [{"num_global_tokens": 0}, {"pool_with_global": False}], ids=str)
+@pytest.mark.parametrize("architecture", ["LSGXLMRobertaForSequenceClassification", "LSGXLMRobertaForMultipleChoice"])
+def test_heads_that_pool_on_the_first_token(checkpoint, architecture, fields):
+    assert_same_answers(checkpoint(architecture, **fields))
+
+
+@pytest.mark.onnx
 @pytest.mark.parametrize(
     "fields",
     [

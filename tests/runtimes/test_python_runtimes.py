@@ -72,7 +72,7 @@ FIELDS = [
     {"sparsity_type": "norm", "sparse_block_size": 4, "mask_first_token": True},
     {"sparsity_type": "pooling", "sparsity_factor": 4, "sparse_block_size": 3},
     {"sparsity_type": "bos_pooling", "num_global_tokens": 16},
-    {"sparsity_type": "lsh"},
+    {"sparsity_type": "lsh", "num_global_tokens": 0},
     {"sparsity_type": "stride", "sparsity_factor": 8, "num_global_tokens": 16},
     {"sparsity_type": "block_stride", "pool_with_global": False},
 ]
