@@ -53,6 +53,13 @@ class Vectors(Head):
         self.window = subject.short // 4
         self.similarity = subject.source.embedder_config.get("similarity_fn_name") or "cosine"
 
+    def told(self):
+        asked = "paragraphs taken out of the documents" if self.pairs is None else "of --pairs"
+        return [
+            f"Questions: {asked}. Pooling by {self.pooling}, similarity by {self.similarity}, before a question "
+            f"{self.question_prompt!r} and before a document {self.prompt!r}."
+        ]
+
     def _scaled(self, vectors):
         """Vectors whose products are their similarity."""
         return vectors if self.similarity == "dot" else normalize(vectors, dim=-1)
