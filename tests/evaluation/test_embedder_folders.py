@@ -60,6 +60,9 @@ def test_what_it_does_not_know_it_refuses(folder, documents, capsys):
     assert main(["model", *options()[1:]]) == 2
     assert "the module Dense behind its encoder" in capsys.readouterr().err
     assert main(["model", *options("--pooling", "mean")[1:]]) == 0
+    write("model", "config_sentence_transformers.json", {"similarity_fn_name": "euclidean"})
+    assert main(["model", *options("--pooling", "mean")[1:]]) == 2
+    assert "The similarity of 'model' is 'euclidean'" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_named(source, documents, capsys, monkeypatch):
