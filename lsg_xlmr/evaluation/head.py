@@ -70,6 +70,10 @@ class Head:
         """How many of the answers to a short text are as before, and of how many."""
         return sum(a == b for a, b in zip(before, after, strict=True)), len(before)
 
+    def told(self):
+        """What there is to say (`list[str]`) of how the model is asked."""
+        return []
+
     def positions(self, measured):
         """By way, a value for each 512 tokens of the documents, if there is such a thing."""
         return {}

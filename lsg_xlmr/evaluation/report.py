@@ -99,7 +99,7 @@ class Report:
             f"{subject.name} as {subject.architecture.removeprefix('LSG')}: reads {subject.short} tokens, converted "
             f"{subject.length}. {len(texts)} {self.head.unit} of {tokens[0]} to {tokens[-1]} tokens; float32, CPU."
         )
-        yield from self.notes
+        yield from (*self.head.told(), *self.notes)
         if self.short:
             (name, kept) = next(iter(self.short.items()))
             if kept and min(kept.values()) < KEPT_WELL:

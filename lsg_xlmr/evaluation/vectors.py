@@ -52,6 +52,18 @@ class Vectors(Head):
         self.prompt, self.tokenizer = known.get(name, ""), subject.tokenizer  # of documents
         self.window = subject.short // 4
         self.similarity = subject.source.embedder_config.get("similarity_fn_name") or "cosine"
+        if self.similarity not in ("cosine", "dot"):
+            raise ValueError(
+                f"The similarity of {subject.name!r} is {self.similarity!r}, and known here are cosine and dot: "
+                "write one of them into config_sentence_transformers.json of a copy, if its vectors are meant so too."
+            )
+
+    def told(self):
+        asked = "paragraphs taken out of the documents" if self.pairs is None else "of --pairs"
+        return [
+            f"Questions: {asked}. Pooling by {self.pooling}, similarity by {self.similarity}, before a question "
+            f"{self.question_prompt!r} and before a document {self.prompt!r}."
+        ]
 
     def _scaled(self, vectors):
         """Vectors whose products are their similarity."""

@@ -40,7 +40,9 @@ def test_what_the_folder_says_counts(pooling, folder, documents, capsys):
     folder(pooling)
     documents(3, 20)
     assert main(["model", *options()[1:]]) == 0
-    assert "model as XLMRobertaModel: reads 48 tokens" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "model as XLMRobertaModel: reads 48 tokens" in told
+    assert f"Pooling by {'cls' if pooling else 'mean'}, similarity by cosine, before a question 'query: '" in told
     one, several = json.loads(Path("out/results.json").read_text())["scores"].values()
     assert "source, truncated to 48" in one and "source, chunks of 48, best" in several
     assert any("late chunks of 12" in name for name in several) == (pooling is None)
@@ -58,6 +60,9 @@ def test_what_it_does_not_know_it_refuses(folder, documents, capsys):
     assert main(["model", *options()[1:]]) == 2
     assert "the module Dense behind its encoder" in capsys.readouterr().err
     assert main(["model", *options("--pooling", "mean")[1:]]) == 0
+    write("model", "config_sentence_transformers.json", {"similarity_fn_name": "euclidean"})
+    assert main(["model", *options("--pooling", "mean")[1:]]) == 2
+    assert "The similarity of 'model' is 'euclidean'" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_named(source, documents, capsys, monkeypatch):

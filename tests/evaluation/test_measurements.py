@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 from evaluated import SETTING
+from family_folders import write_model, write_wordpiece
 from transformers import XLMRobertaForMaskedLM, XLMRobertaModel
 
 from lsg_xlmr.arguments import dictionary
@@ -122,6 +123,17 @@ def test_tags_stand_at_the_first_token_of_each_word(subject, documents):
     assert item.extra["tags"] == tags
     count = Tags(subject, [], labels={"a": tags})._counts(item, [1] * len(tokens))
     assert count["right"] == sum(tag == 1 for tag in tags)
+
+
+@pytest.mark.slow
+def test_tags_stand_where_another_tokenizer_says(tmp_path, documents):
+    write_model(tmp_path / "bert", "BertForTokenClassification")
+    write_wordpiece(tmp_path / "bert")
+    subject = Subject(tmp_path / "bert", {"small": dictionary(SETTING)}, 256)
+    text = f"{documents()[0]['text']} (The\u00a0end), now."
+    words = subject.tokenizer(text.split(), is_split_into_words=True).word_ids()
+    item = Tags(subject, [], labels={"a": [0] * len(text.split())}).item(Document("a", text))
+    assert item.extra["places"] == [words.index(i) for i, _ in enumerate(text.split())]
 
 
 @torch.no_grad()
