@@ -1,0 +1,147 @@
+"""The real embedder's numbers as tables with intervals, and as the figure of `docs/quality.md`."""
+
+import numpy as np
+from report import table
+from retrieval import interval
+
+
+CORPORA = ("manuals", "guides")
+BASELINES = {"one vector": "chunks of 512, averaged", "several vectors": "chunks of 512, best"}
+ONE, SEVERAL = BASELINES
+
+
+def kind(way):
+    """Which of `BASELINES` a way belongs to."""
+    return ONE if way.endswith(("cut at 512", "averaged", "one vector")) else SEVERAL
+
+
+def ways(results, fewer=False):
+    """The names of all ways measured on any corpus, on all of its documents or on fewer."""
+    names = dict.fromkeys(way for corpus in CORPORA for way in results[corpus])
+    return [way for way in names if way.endswith(" documents") == fewer and "old index" not in way]
+
+
+def ranks(results, corpus, way):
+    """`(ranks, documents asked for)`, both `(questions,)`."""
+    found = np.array(results[corpus][way]["ranks"].split(), int)
+    right = np.array(results["corpora"][corpus]["right"].split(), int)
+    return found, right[right < results[corpus][way]["documents"]]
+
+
+def share(values, groups):
+    """A share in percent with its 95 % interval."""
+    low, high = interval(values, groups)
+    return f"{100 * np.mean(values):.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def difference(results, corpus, way, baseline):
+    """Points of recall@1 that `way` is above `baseline`, on the same questions, with the 95 % interval."""
+    (ours, groups), (theirs, _) = ranks(results, corpus, way), ranks(results, corpus, baseline)
+    points = 100 * ((ours == 1) * 1.0 - (theirs == 1))
+    low, high = interval(points, groups)
+    return f"{points.mean():+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def retrieval_table(results, corpus, group, fewer=False):
+    """The ways of one group on one corpus."""
+    head = [f"{group}, {corpus}", "vectors", "found first", "in the first 10", "MRR", f"against {BASELINES[group]}"]
+    rows = []
+    for way in ways(results, fewer):
+        name, _, label = way.rpartition(", ") if fewer else (way, "", "")
+        if kind(name) != group or way not in results[corpus]:
+            continue
+        found, groups = ranks(results, corpus, way)
+        baseline = BASELINES[group] + (f", {label}" if fewer else "")
+        rows.append(
+            [
+                *(way, f"{results[corpus][way]['vectors']:.1f}", share(found == 1, groups)),
+                *(f"{100 * np.mean(found <= 10):.1f} %", f"{np.mean(1 / found):.3f}"),
+                difference(results, corpus, way, baseline) if baseline in results[corpus] and way != baseline else "",
+            ]
+        )
+    return table(head, rows) if rows else ""
+
+
+def short_table(results):
+    """Short texts' vectors, and questions asked of an index of the source's vectors."""
+    rows = []
+    for name, cosines in results["short"].items():
+        if cosines:
+            old = f"{name}, old index of cut at 512"
+            found = [
+                f"{100 * np.mean(ranks(results, corpus, old)[0] == 1):.1f} %" if old in results[corpus] else ""
+                for corpus in CORPORA
+            ]
+            rows.append([name, *(f"{cosine:.4f}" for cosine in cosines.values()), *found])
+    head = ["", *(f"cosine, {n} tokens" for n in next((x for x in results["short"].values() if x), {}))]
+    return table([*head, *(f"old index, {corpus}" for corpus in CORPORA)], rows) if rows else ""
+
+
+def probe_table(results):
+    """The kind of a document told from its vector."""
+    names = dict.fromkeys(way for corpus in CORPORA for way in results["probe"].get(corpus, ()))
+    rows = []
+    for way in names:
+        cells = []
+        for corpus in CORPORA:
+            right = results["probe"].get(corpus, {}).get(way, {}).get("right", "")
+            hits = np.array([*right], int)
+            cells.append(share(hits, np.arange(len(hits))) if len(hits) else "")
+        rows.append([way, *cells])
+    return table(["kind told right", *CORPORA], rows) if rows else ""
+
+
+def tables(results):
+    """Markdown of all that has been measured."""
+    for group in BASELINES:
+        for fewer in (False, True):
+            for corpus in CORPORA:
+                yield retrieval_table(results, corpus, group, fewer)
+    yield short_table(results)
+    yield probe_table(results)
+
+
+def draw(results, folder):
+    """`quality-real.png` in `folder`: found first against vectors of a document, with intervals, for each corpus."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    corpora = [corpus for corpus in CORPORA if results[corpus]]
+    if not corpora:
+        return
+    size = {"figsize": (6.5 * len(corpora), 5), "layout": "constrained", "squeeze": False}
+    figure, axes = pyplot.subplots(1, len(corpora), **size)
+    for corpus, axis in zip(corpora, axes[0], strict=True):
+        lines = {}
+        for way in ways(results):
+            if way in results[corpus]:
+                lines.setdefault(way.rpartition(", ")[0], []).append(way)
+        for name, found in lines.items():
+            _line(axis, results, corpus, name, found)
+        axis.set_xscale("log", base=2)
+        axis.set(xlabel="vectors of a document", ylabel="found first, %", title=f"A real embedder: {corpus}")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    figure.savefig(folder / "quality-real.png", dpi=130)
+    pyplot.close(figure)
+
+
+def _line(axis, results, corpus, name, ways):
+    """One reader's ways, by how many vectors they make; the source's dotted."""
+    points = []
+    for way in ways:
+        values, groups = ranks(results, corpus, way)
+        low, high = interval(values == 1, groups)
+        points.append((results[corpus][way]["vectors"], np.mean(values == 1), low, high))
+    x, y, low, high = np.array(sorted(points)).T
+    is_source = not name.startswith("LSG")
+    axis.errorbar(
+        x,
+        100 * y,
+        100 * np.stack([y - low, high - y]),
+        label=f"source, {name}" if is_source else name,
+        linestyle=":" if is_source else "-",
+        **{"marker": "o", "markersize": 4, "capsize": 2, "elinewidth": 0.7},
+    )
