@@ -2,6 +2,7 @@
 
 import struct
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import e5_small  # noqa: E402
 import guides  # noqa: E402
 import questions  # noqa: E402
 import reading  # noqa: E402
+import real_training  # noqa: E402
 import retrieval  # noqa: E402
 
 
@@ -159,6 +161,9 @@ def test_ranks_by_the_nearest_vector():
     documents = [diagonal, np.stack([y, z]), np.stack([-x])]
     found = retrieval.ranks(np.stack([x, y, z, x]), documents, np.array([0, 0, 1, 2]))
     assert found.tolist() == [1, 2, 1, 3]
+    candidates = np.array([[1, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 1]], bool)
+    found = retrieval.ranks(np.stack([x, y, z, x]), documents, np.array([0, 0, 1, 2]), candidates)
+    assert found.tolist() == [1, 1, 1, 1]
 
 
 def test_an_interval_holds_the_mean_and_knows_groups():
@@ -224,3 +229,25 @@ def test_questions_are_translations_of_their_document(aligned, monkeypatch):
 def test_sentences_of_any_script():
     assert questions.sentences("One two. Three? 四五。六！ ") == ["One two.", "Three?", "四五。", "六！"]
     assert questions.kind("help/scalc/01/x") == "help/scalc" and questions.kind("signal.7") == "7"
+
+
+def test_training_moves_all_but_the_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(real_training, "FIELDS", real_training.FIELDS | {"per_device_train_batch_size": 2})
+    monkeypatch.setattr(real_training, "fit", partial(real_training.fit, bf16=False, disable_tqdm=True))
+    prompted = reading.Prompted(TINY)
+    texts = [f"{city} is a city {i}. " * 30 for i, city in enumerate(("Paris", "Rome", "Madrid", "Berlin"))]
+    found = [(text[:20], text, 0.5) for text in texts]
+    monkeypatch.setattr(real_training, "pairs", lambda *args: found)
+    monkeypatch.setattr(real_training, "pages_of", lambda *args: {})
+    rows = real_training.examples(found, prompted, 64)
+    assert all(len(row["texts"]) == 64 for row in rows)
+    content, head = prompted.content(texts[0]), prompted.heads["passage"]
+    start, size = len(content) // 2 - (63 - len(head)) // 2, 63 - len(head)
+    assert rows[0]["texts"] == [*head, *content[start : start + size], 2]
+    readers = real_training.readers(tmp_path, TINY, [], prompted)
+    assert [reader.name for reader in readers] == ["chunks of 512, trained", "LSG, trained"]
+    assert real_training.is_done(tmp_path)
+    before = XLMRobertaModel.from_pretrained(TINY).embeddings
+    after = readers[1].load().embeddings
+    assert torch.equal(after.word_embeddings.weight, before.word_embeddings.weight)
+    assert not torch.equal(after.LayerNorm.weight, before.LayerNorm.weight)

@@ -144,6 +144,7 @@ def write(packed, folder):
     model.save_pretrained(partial)
     tokenizer(packed, length).save_pretrained(partial)
     package = "sentence_transformers.models"
+    documents = dict.fromkeys(("document", "passage"), "passage: ")
     modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     files = {
         "modules.json": [
@@ -151,7 +152,7 @@ def write(packed, folder):
             for i, (path, name) in enumerate(modules)
         ],
         "sentence_bert_config.json": {"max_seq_length": length, "do_lower_case": False},
-        "config_sentence_transformers.json": {"prompts": {"query": "query: ", "passage": "passage: "}},
+        "config_sentence_transformers.json": {"prompts": {"query": "query: ", **documents}},
         "1_Pooling/config.json": {"word_embedding_dimension": config.hidden_size, "pooling_mode_mean_tokens": True},
     }
     for name, content in files.items():

