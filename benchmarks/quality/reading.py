@@ -49,14 +49,15 @@ class Reader:
 
 def readers(source):
     """Every `Reader`, the most telling first."""
-    yield Reader("chunks of 512", partial(stock, XLMRobertaModel, source), 512)
-    yield Reader("chunks of 128", partial(stock, XLMRobertaModel, source), 128)
-    for name, fields in list(LSG_FIELDS.items())[: NUM_FIRST - 2]:
-        yield Reader(name, partial(converted, source, **fields))
-    yield Reader("sliding windows", partial(stock, XLMRobertaModel, source), 512, share=2)
+    original, whole = partial(stock, XLMRobertaModel, source), partial(converted, source)
+    settings = [Reader(name, partial(whole, **fields)) for name, fields in LSG_FIELDS.items()]
+    yield Reader("chunks of 512", original, 512)
+    yield from settings[:2]
+    yield Reader("chunks of 128", original, 128)
+    yield from settings[2 : NUM_FIRST - 2]
+    yield Reader("sliding windows", original, 512, share=2)
     yield Reader("dense tiled", partial(dense, XLMRobertaModel, source, LENGTH), documents=60)
-    for name, fields in list(LSG_FIELDS.items())[NUM_FIRST - 2 :]:
-        yield Reader(name, partial(converted, source, **fields))
+    yield from settings[NUM_FIRST - 2 :]
 
 
 def converted(source, num_global_tokens=1, **fields):

@@ -32,8 +32,9 @@ def first(document):
 
 
 def averaged(document):
-    """The mean of the rows' vectors: `(1, hidden_size)`."""
-    return normalized(row_vectors(document).mean(0, keepdims=True))
+    """The mean of all tokens of all rows, so that a short last row counts less: `(1, hidden_size)`."""
+    sums = document["means"].astype(np.float32) * document["tokens"][:, None]
+    return normalized(sums.sum(0, keepdims=True))
 
 
 def windows(document, size):
