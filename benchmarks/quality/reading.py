@@ -16,7 +16,6 @@ from models import dense, lsg, stock
 
 LENGTH = 4096
 BLOCK = 16  # tokens
-NUM_FIRST = 6  # readers, of which the others are variants or slow
 LSG_FIELDS = {
     "LSG": {},
     "LSG 64/64": {"block_size": 64, "sparse_block_size": 64},
@@ -54,10 +53,10 @@ def readers(source):
     yield Reader("chunks of 512", original, 512)
     yield from settings[:2]
     yield Reader("chunks of 128", original, 128)
-    yield from settings[2 : NUM_FIRST - 2]
+    yield from settings[2:4]
     yield Reader("sliding windows", original, 512, share=2)
     yield Reader("dense tiled", partial(dense, XLMRobertaModel, source, LENGTH), documents=60)
-    yield from settings[NUM_FIRST - 2 :]
+    yield from settings[4:]
 
 
 def converted(source, num_global_tokens=1, **fields):

@@ -60,11 +60,11 @@ def run(args):
     if not results["package"]:
         results["package"] = check(source, python, sets["manuals"], prompted)
     readers = list(reading.readers(source))
-    # What matters most on both corpora before the others.
-    parts = [readers[: reading.NUM_FIRST], readers[reading.NUM_FIRST :]]
+    # Three on both corpora before the next: they come in the order of what they tell.
+    parts = [readers[i : i + 3] for i in range(0, len(readers), 3)]
     if args.train or (args.report and real_training.is_done(args.folder)):
-        parts.insert(1, real_training.readers(args.folder, source, sets["manuals"][0], prompted))
-        readers += parts[1]
+        parts.insert(2, real_training.readers(args.folder, source, sets["manuals"][0], prompted))
+        readers += parts[2]
     for part in parts:
         for name, (documents, questions) in sets.items():
             for reader in part:

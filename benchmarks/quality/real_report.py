@@ -8,6 +8,21 @@ from retrieval import interval
 CORPORA = ("manuals", "guides")
 BASELINES = {"one vector": "chunks of 512, averaged", "several vectors": "chunks of 512, best"}
 ONE, SEVERAL = BASELINES
+PAIRS = (  # further differences worth an interval
+    ("LSG, one vector", "chunks of 512, cut at 512"),
+    ("LSG, one vector", "sliding windows, averaged"),
+    ("LSG, late 128", "LSG, one vector"),
+    ("LSG, late 128", "chunks of 512, pooled by 128"),
+    ("LSG, late 128", "chunks of 128, best"),
+    ("LSG 64/64, late 128", "LSG, late 128"),
+    ("LSG local only, late 128", "LSG, late 128"),
+    ("LSG no globals, late 128", "LSG, late 128"),
+    ("LSG 64/64, one vector", "LSG, one vector"),
+    ("LSG local only, one vector", "LSG, one vector"),
+    ("LSG no globals, one vector", "LSG, one vector"),
+    ("LSG, trained, one vector", "chunks of 512, trained, averaged"),
+    ("LSG, trained, late 128", "chunks of 512, trained, pooled by 128"),
+)
 
 
 def kind(way):
@@ -42,33 +57,53 @@ def difference(results, corpus, way, baseline):
     return f"{points.mean():+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def retrieval_table(results, corpus, group, fewer=False):
-    """The ways of one group on one corpus."""
-    head = [
-        f"{group}, {corpus}",
-        "vectors",
-        "found first",
-        "in the first 10",
-        "MRR",
-        "first, all languages",
-        f"against {BASELINES[group]}",
-    ]
-    rows = []
+def retrieval_table(results, group, fewer=False):
+    """The ways of one group, on each corpus."""
+    corpora = [corpus for corpus in CORPORA if results[corpus]]
+    head, rows = [group, "vectors"], []
+    for corpus in corpora:
+        head += [f"{corpus}: found first", "in the first 10", f"against {BASELINES[group]}"]
     for way in ways(results, fewer):
         name, _, label = way.rpartition(", ") if fewer else (way, "", "")
-        if kind(name) != group or way not in results[corpus]:
-            continue
-        found, groups = ranks(results, corpus, way)
-        baseline = BASELINES[group] + (f", {label}" if fewer else "")
-        rows.append(
-            [
-                *(way, f"{results[corpus][way]['vectors']:.1f}", share(found == 1, groups)),
-                *(f"{100 * np.mean(found <= 10):.1f} %", f"{np.mean(1 / found):.3f}"),
-                f"{100 * results[corpus][way]['found_among_all']:.1f} %",
-                difference(results, corpus, way, baseline) if baseline in results[corpus] and way != baseline else "",
-            ]
-        )
+        if kind(name) == group:
+            baseline = BASELINES[group] + (f", {label}" if fewer else "")
+            vectors = next(results[corpus][way]["vectors"] for corpus in corpora if way in results[corpus])
+            cells = [cell for corpus in corpora for cell in _cells(results, corpus, way, baseline)]
+            rows.append([way, f"{vectors:.0f}", *cells])
     return table(head, rows) if rows else ""
+
+
+def _cells(results, corpus, way, baseline):
+    """What one corpus shows of a way; empty where it has not been measured."""
+    if way not in results[corpus]:
+        return [""] * 3
+    found, groups = ranks(results, corpus, way)
+    compared = way != baseline and baseline in results[corpus]
+    return [
+        share(found == 1, groups),
+        f"{100 * np.mean(found <= 10):.1f} %",
+        difference(results, corpus, way, baseline) if compared else "",
+    ]
+
+
+def pairs_table(results):
+    """`PAIRS`, on the same questions."""
+    rows = []
+    for way, other in PAIRS:
+        there = [corpus for corpus in CORPORA if {way, other} <= results[corpus].keys()]
+        if there:
+            cells = [difference(results, corpus, way, other) if corpus in there else "" for corpus in CORPORA]
+            rows.append([f"{way} against {other}", *cells])
+    return table(["points found first", *CORPORA], rows) if rows else ""
+
+
+def among_all_table(results):
+    """The share found first among the documents of all languages, the question's own too."""
+    rows = []
+    for way in ways(results):
+        found = [results[corpus].get(way, {}).get("found_among_all") for corpus in CORPORA]
+        rows.append([way, *("" if x is None else f"{100 * x:.1f} %" for x in found)])
+    return table(["first among all languages", *CORPORA], rows) if rows else ""
 
 
 def short_table(results):
@@ -102,13 +137,10 @@ def probe_table(results):
 
 def tables(results):
     """Markdown of all that has been measured."""
-    found = [
-        retrieval_table(results, corpus, group, fewer)
-        for group in BASELINES
-        for fewer in (False, True)
-        for corpus in CORPORA
-    ]
-    return filter(None, [*found, short_table(results), probe_table(results)])
+    found = [retrieval_table(results, group, fewer) for fewer in (False, True) for group in BASELINES]
+    return filter(
+        None, [*found, *(make(results) for make in (pairs_table, short_table, probe_table, among_all_table))]
+    )
 
 
 def draw(results, folder):
