@@ -35,12 +35,12 @@ def vectors_of(reader):
 
 def evaluate(reader, folder, documents, questions):
     """
-    Each question is looked for among the documents of other languages than its own: texts of one language are nearer
-    to each other, whatever they say.
+    Each question is looked for among the documents of other languages than its own, and among all: texts of one
+    language are nearer to each other, whatever they say.
 
     Returns:
-        `{way: {"vectors": per document, "documents": number, "ranks": of the questions, "found_among_all": share at
-        rank 1 among the documents of all languages}}`; empty if not all is read.
+        `{way: {"vectors": per document, "documents": number, "ranks": of the questions, "ranks_among_all": those with
+        the documents of the question's language}}`; empty if not all is read.
     """
     read = loaded(reader, folder, documents)
     if read is None:
@@ -66,12 +66,11 @@ def evaluate(reader, folder, documents, questions):
 
 
 def _row(asked, vectors, right, others):
-    among_all = retrieval.ranks(asked, vectors, right) == 1
     return {
         "vectors": round(sum(map(len, vectors)) / len(vectors), 2),
         "documents": len(vectors),
         "ranks": " ".join(map(str, retrieval.ranks(asked, vectors, right, others))),
-        "found_among_all": round(float(among_all.mean()), 4),
+        "ranks_among_all": " ".join(map(str, retrieval.ranks(asked, vectors, right))),
     }
 
 

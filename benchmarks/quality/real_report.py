@@ -8,6 +8,7 @@ from retrieval import interval
 CORPORA = ("manuals", "guides")
 BASELINES = {"one vector": "chunks of 512, averaged", "several vectors": "chunks of 512, best"}
 ONE, SEVERAL = BASELINES
+TICKS = (1, 2, 4, 8, 16, 32)  # of the figure: vectors of a document
 PAIRS = (  # further differences worth an interval
     ("LSG, one vector", "chunks of 512, cut at 512"),
     ("LSG, one vector", "sliding windows, averaged"),
@@ -36,9 +37,9 @@ def ways(results, fewer=False):
     return [way for way in names if way.endswith(" documents") == fewer and "old index" not in way]
 
 
-def ranks(results, corpus, way):
+def ranks(results, corpus, way, field="ranks"):
     """`(ranks, documents asked for)`, both `(questions,)`."""
-    found = np.array(results[corpus][way]["ranks"].split(), int)
+    found = np.array(results[corpus][way][field].split(), int)
     right = np.array(results["corpora"][corpus]["right"].split(), int)
     return found, right[right < results[corpus][way]["documents"]]
 
@@ -49,9 +50,9 @@ def share(values, groups):
     return f"{100 * np.mean(values):.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def difference(results, corpus, way, baseline):
+def difference(results, corpus, way, baseline, field="ranks"):
     """Points of recall@1 that `way` is above `baseline`, on the same questions, with the 95 % interval."""
-    (ours, groups), (theirs, _) = ranks(results, corpus, way), ranks(results, corpus, baseline)
+    (ours, groups), (theirs, _) = (ranks(results, corpus, x, field) for x in (way, baseline))
     points = 100 * ((ours == 1) * 1.0 - (theirs == 1))
     low, high = interval(points, groups)
     return f"{points.mean():+.1f} ({low:+.1f} to {high:+.1f})"
@@ -98,12 +99,19 @@ def pairs_table(results):
 
 
 def among_all_table(results):
-    """The share found first among the documents of all languages, the question's own too."""
-    rows = []
+    """The share found first among the documents of all languages, the question's own too, and the difference."""
+    rows, field = [], "ranks_among_all"
     for way in ways(results):
-        found = [results[corpus].get(way, {}).get("found_among_all") for corpus in CORPORA]
-        rows.append([way, *("" if x is None else f"{100 * x:.1f} %" for x in found)])
-    return table(["first among all languages", *CORPORA], rows) if rows else ""
+        baseline, cells = BASELINES[kind(way)], []
+        for corpus in CORPORA:
+            there = way in results[corpus]
+            found = ranks(results, corpus, way, field) if there else None
+            cells.append(share(found[0] == 1, found[1]) if there else "")
+            compared = there and way != baseline and baseline in results[corpus]
+            cells.append(difference(results, corpus, way, baseline, field) if compared else "")
+        rows.append([way, *cells])
+    head = [x for corpus in CORPORA for x in (corpus, "against its baseline")]
+    return table(["first among all languages", *head], rows) if rows else ""
 
 
 def short_table(results):
@@ -163,6 +171,7 @@ def draw(results, folder):
         for name, found in lines.items():
             _line(axis, results, corpus, name, found)
         axis.set_xscale("log", base=2)
+        axis.set_xticks(TICKS, TICKS)
         axis.set(xlabel="vectors of a document", ylabel="found first, %", title=f"A real embedder: {corpus}")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
