@@ -11,7 +11,7 @@ from collections import defaultdict
 import torch
 from corpus import load
 from heads import LENGTHS, fine_tune, read_texts, text_ways
-from passages import passage, random_starts
+from passages import SKIPPED, passage, random_starts
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 from training import SEED
 from transformers import AutoTokenizer, Trainer, XLMRobertaModel
@@ -22,7 +22,6 @@ POOLINGS = {
     "first token": lambda hidden_states: hidden_states[:, 0],
 }
 TEMPERATURE = 0.05
-SKIPPED = 0.15  # share of a page left out at its beginning, which names it in every language alike
 NUM_TEXTS = 150
 MIN_LENGTH = 2048  # tokens of a test text
 SHORT = (64, 128, 256, 512)  # tokens of the texts whose vectors should stay as they were

@@ -7,6 +7,7 @@ import torch
 from corpus import HEADING
 
 
+SKIPPED = 0.15  # share of a page left out at its beginning, which names it in every language alike
 NAMED = re.compile(r"/|\(\d\w*\)")  # a path, or a page of the manual with its section
 
 
