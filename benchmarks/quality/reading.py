@@ -48,7 +48,7 @@ class Reader:
 
 def readers(source):
     """Every `Reader`, the most telling first."""
-    original, whole = partial(stock, XLMRobertaModel, source), partial(converted, source)
+    original, whole = partial(stock, XLMRobertaModel, source), partial(lsg, XLMRobertaModel, source, LENGTH)
     settings = [Reader(name, partial(whole, **fields)) for name, fields in LSG_FIELDS.items()]
     yield Reader("chunks of 512", original, 512)
     yield from settings[:2]
@@ -57,14 +57,6 @@ def readers(source):
     yield Reader("sliding windows", original, 512, share=2)
     yield Reader("dense tiled", partial(dense, XLMRobertaModel, source, LENGTH), documents=60)
     yield from settings[4:]
-
-
-def converted(source, num_global_tokens=1, **fields):
-    """The source converted, in eval mode."""
-    model = lsg(XLMRobertaModel, source, LENGTH, num_global_tokens=max(num_global_tokens, 1), **fields)
-    if not num_global_tokens:  # which the conversion does not offer
-        model.config.num_global_tokens, model.config.pool_with_global = 0, False
-    return model
 
 
 class Prompted:

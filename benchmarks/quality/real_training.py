@@ -14,7 +14,7 @@ from training import fit
 from transformers import Trainer, XLMRobertaModel
 
 from lsg_xlmr.conversion import ARCHITECTURES
-from models import stock
+from models import lsg, stock
 
 
 SOURCE, CONVERTED = "chunks of 512", "LSG"  # the readers that are trained
@@ -85,7 +85,12 @@ def readers(folder, source, documents, prompted):
     found, trained = None, []
     for name, load, length, model_class in (
         (SOURCE, partial(stock, XLMRobertaModel, source), CHUNK, XLMRobertaModel),
-        (CONVERTED, partial(reading.converted, source), reading.LENGTH, ARCHITECTURES["LSGXLMRobertaModel"][1]),
+        (
+            CONVERTED,
+            partial(lsg, XLMRobertaModel, source, reading.LENGTH),
+            reading.LENGTH,
+            ARCHITECTURES["LSGXLMRobertaModel"][1],
+        ),
     ):
         output = _folder_of(name, folder)
         if not output.exists():
