@@ -23,22 +23,22 @@ XLM-RoBERTa with LSG attention, in one file.
  1637  cpu/plain                       Which modules may be called in pieces and on other threads
  1702  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
  1886  cpu/products                    Linear layers in float32 on CPUs where torch's own products are slow
- 2017  cpu/dropout                     Dropout on CPU that spends one random byte an element
- 2073  cpu/memory                      Memory on CPU that is used again
- 2091  model/checks                    What the inputs of a model must be, said before torch fails within
- 2215  model/cache                     What causal LSG attention keeps of the tokens before
- 2336  model/mask                      From a user's `attention_mask` to the mask of all keys
- 2371  model/padded_rows               A decoder's texts that begin with padding, one by one
- 2441  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
- 2538  model/dense                     XLM-RoBERTa's modules around a linear layer, with the fastest product for it
- 2609  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 2887  model/labels                    What the labels of each head must be
- 3003  model/losses                    Losses of a batch that comes in parts
- 3057  model/frozen_head               An LM head as it was at one moment, to be used at a later one
- 3142  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
- 3362  model/trained_rows              An embedding of which the first rows alone are trained
- 3396  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 3754  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+ 2018  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 2074  cpu/memory                      Memory on CPU that is used again
+ 2092  model/checks                    What the inputs of a model must be, said before torch fails within
+ 2216  model/cache                     What causal LSG attention keeps of the tokens before
+ 2337  model/mask                      From a user's `attention_mask` to the mask of all keys
+ 2372  model/padded_rows               A decoder's texts that begin with padding
+ 2463  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
+ 2560  model/dense                     XLM-RoBERTa's modules around a linear layer, with the fastest product for it
+ 2631  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 2906  model/labels                    What the labels of each head must be
+ 3022  model/losses                    Losses of a batch that comes in parts
+ 3076  model/frozen_head               An LM head as it was at one moment, to be used at a later one
+ 3161  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
+ 3381  model/trained_rows              An embedding of which the first rows alone are trained
+ 3415  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 3773  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
@@ -1913,13 +1913,14 @@ def fastest(linear, states):
         a function from states, `(..., in_features)`, to `(..., out_features)`. The root mean square of its error
         against float64 is at most twice that of torch's own product.
     """
-    # First what a graph can be made of.
-    if not _is_asked_for(states) or not prefers_onednn() or not is_plain_linear(linear):
+    # First what a graph can be made of, then what a decoder's step answers.
+    if not _is_exact(states) or is_tracing(states) or states.shape[:-1].numel() < MIN_ROWS:
         return linear
-    if not all(map(_is_exact, linear.parameters())):
+    if not prefers_onednn() or not is_plain_linear(linear) or not all(map(_is_exact, linear.parameters())):
         return linear
-    num_rows, is_cut = states.shape[:-1].numel(), linear.in_features > LONGEST_SUM
-    if num_rows < (MIN_ROWS_CUT[amd_family() < ZEN_5] if is_cut else MIN_ROWS):
+    if not _is_asked_for(states):
+        return linear
+    if linear.in_features > LONGEST_SUM and states.shape[:-1].numel() < MIN_ROWS_CUT[amd_family() < ZEN_5]:
         return linear
     needs_gradients = states.requires_grad or any(parameter.requires_grad for parameter in linear.parameters())
     if torch.is_grad_enabled() and needs_gradients:
@@ -2369,63 +2370,84 @@ def key_mask(attention_mask, batch_size, length, padding, config, device, num_pr
 
 
 # ==== model/padded_rows ==============================================================================================
-# A decoder's texts that begin with padding, one by one: blocks are counted from a text's first token, so that it gets
-# the answer it gets alone.
+# A decoder's texts that begin with padding: blocks are counted from a text's first token, so that it gets the answer
+# it gets alone. Without a cache the padding is moved to the end; with one, where texts then end at different places of
+# their blocks, they are read one by one.
 
 
-def left_padding(mask, layer, config):
+def attend_from_first_tokens(attend, query, key, value, mask, layer, update, config):
     """
-    How many positions of padding each text begins with.
-
     Args:
-        mask (`torch.BoolTensor` of shape `(batch_size, num_global_tokens + tokens)`, or `None`): of all tokens, those
-            in the cache included.
-        layer ([`LSGCacheLayer`], *optional*): before the new tokens.
+        attend (`Callable`): from query, key, value (`n h T d`), mask, layer and what updates it to the context
+            `n T h d` and the attention weights (`n h t t` or `None`).
+        query, key, value (`torch.Tensor` of shape `n h T d`): of the globals, where the cache does not have them, and
+            of the new tokens.
+        mask (`torch.BoolTensor` of shape `n G+t`, or `None`): of all tokens, those in the cache included.
+        layer ([`LSGCacheLayer`], *optional*).
+        update (`Callable`, *optional*): puts keys and values in `layer`.
         config ([`LSGConfig`]).
 
     Returns:
-        a list of `int`, or `None` where no text begins so, where it makes no difference, and in a traced graph, which
-        cannot know.
+        what `attend` gives, by position; what stands at padding carries no meaning.
     """
-    if layer is not None and layer.cumulative_length:
-        if layer.rows is None:
-            return None
-        if mask is None or all(row.cumulative_length for row in layer.rows):
-            return [layer.cumulative_length - row.cumulative_length for row in layer.rows]
-    elif mask is None or is_tracing(mask):
-        return None
-    is_padding = mask[:, config.num_global_tokens :].cumsum(1) == 0
-    if layer is None and is_padding.shape[1] <= 2 * config.block_size or not is_padding.any():
-        return None
-    return is_padding.sum(1).tolist()
+    if layer is None:
+        if mask is None or not is_tracing(mask) and not _begins_padded(mask, config):
+            return attend(query, key, value, mask, None, None)
+        return _attend_shifted(attend, query, key, value, mask, config.num_global_tokens)
+    if layer.rows is None and (layer.cumulative_length or mask is None or not _begins_padded(mask, config, 0)):
+        return attend(query, key, value, mask, layer, update)
+    return _attend_row_by_row(attend, query, key, value, mask, layer, config.num_global_tokens)
 
 
-def attend_row_by_row(attend, padding, query, key, value, mask, layer, config):
-    """
-    Args:
-        attend (`Callable`): from one text's query, key, value (`1 h T d`), mask and layer to the context `1 T h d` and
-            the attention weights (`1 h t t` or `None`).
-        padding (`list[int]`): what [`left_padding`] gives.
-        query, key, value (`torch.Tensor` of shape `n h T d`): of the globals, where the cache does not have them, and
-            of the new tokens.
-        mask, layer, config: as [`left_padding`] takes them.
+def _begins_padded(mask, config, num_blocks=2):
+    """Whether any text does, among more tokens than `num_blocks` blocks have: in so few borders make no difference."""
+    tokens = mask[:, config.num_global_tokens :]
+    return tokens.shape[1] > num_blocks * config.block_size and not is_tracing(mask) and not tokens[:, 0].all()
 
-    Returns:
-        the context `n T h d` and the weights (`n h t t` or `None`), 0 at the padding.
-    """
-    before = 0 if layer is None else layer.cumulative_length
-    num_globals = 0 if before else config.num_global_tokens
+
+def _padding(mask, num_global_tokens):
+    """How many positions of padding each text begins with, `n`."""
+    return (mask[:, num_global_tokens:].long().cumsum(1) == 0).sum(1)
+
+
+def _attend_shifted(attend, query, key, value, mask, num_global_tokens):
+    padding, num_tokens = _padding(mask, num_global_tokens), mask.shape[1] - num_global_tokens
+    globals_, tokens = (torch.arange(size, device=mask.device) for size in (num_global_tokens, num_tokens))
+
+    def places(shift):  # n T
+        moved, size = tokens + shift[:, None], tokens[-1:] + 1  # a tensor, for exporters
+        moved = torch.where(moved < 0, moved + size, torch.where(moved < size, moved, moved - size))
+        return torch.cat([globals_.expand(mask.shape[0], -1), num_global_tokens + moved], 1)
+
+    there, back = places(padding), places(-padding)
+    tensors = (x.gather(2, there[:, None, :, None].expand_as(x)) for x in (query, key, value))
+    context, weights = attend(*tensors, mask.gather(1, there), None, None)
+    context = context.gather(1, back[:, :, None, None].expand_as(context))
+    if weights is not None:
+        back = back[:, num_global_tokens:] - num_global_tokens
+        weights = weights.gather(2, back[:, None, :, None].expand_as(weights))
+        weights = weights.gather(3, back[:, None, None].expand_as(weights))
+    return context, weights
+
+
+def _attend_row_by_row(attend, query, key, value, mask, layer, num_global_tokens):
+    before = layer.cumulative_length
+    num_globals = 0 if before else num_global_tokens
     num_tokens = key.shape[2] - num_globals
-    layers = [None] * len(padding) if layer is None else layer.by_row(len(padding), num_tokens)
+    rows = layer.by_row(len(key), num_tokens)
+    if mask is None:
+        padding = [before - row.cumulative_length for row in rows]
+    else:
+        padding = _padding(mask, num_global_tokens).tolist()
     contexts, weights = [], []
     for i, num_hidden in enumerate(padding):
         row, row_mask = slice(i, i + 1), None
         if mask is not None:
-            row_mask = _without(mask[row], config.num_global_tokens, num_hidden, dim=1)
+            row_mask = _without(mask[row], num_global_tokens, num_hidden, dim=1)
             row_mask = None if row_mask.all() else row_mask
         num_new_hidden = min(max(num_hidden - before, 0), num_tokens)
         tensors = (_without(x[row], num_globals, num_new_hidden, dim=2) for x in (query, key, value))
-        context, of_row = attend(*tensors, row_mask, layers[i])
+        context, of_row = attend(*tensors, row_mask, rows[i], rows[i].update)
         of_globals, of_tokens = context.tensor_split([num_globals], 1)
         contexts.append(torch.cat([of_globals, pad(of_tokens, (0, 0, 0, 0, num_new_hidden, 0))], 1))
         if of_row is not None:
@@ -2689,11 +2711,11 @@ class LSGAttention(XLMRobertaSelfAttention):
             layer = LSGCacheLayer.of(cache, self.layer_idx, self.config)
             update = partial(cache.update, layer_idx=self.layer_idx)
 
-        def attend(query, key, value, mask, layer, update=None):
+        def attend(query, key, value, mask, layer, update):
             past = first_query = None
             if layer is not None:
                 past, first_query = layer.sparse, layer.first_query
-                key, value = (update or layer.update)(key, value)
+                key, value = update(key, value)
             if mask is not None:  # of all tokens, of which the cache has the last
                 globals_mask, mask = mask.tensor_split([self.config.num_global_tokens], dim=1)
                 num_tokens = key.shape[2] - self.config.num_global_tokens
@@ -2705,10 +2727,7 @@ class LSGAttention(XLMRobertaSelfAttention):
                 raise ValueError("With a cache there are no attention weights of all tokens: add use_cache=False.")
             return causal_attention(inputs, implementation)
 
-        padding = left_padding(mask, layer, self.config)
-        if padding is not None:
-            return attend_row_by_row(attend, padding, query, key, value, mask, layer, self.config)
-        return attend(query, key, value, mask, layer, update)
+        return attend_from_first_tokens(attend, query, key, value, mask, layer, update, self.config)
 
     def _with_prefix(self, key, value, num_padding, cache):
         """

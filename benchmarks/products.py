@@ -97,8 +97,9 @@ def side_by_side(*functions):
         seconds.append(perf_counter() - start)
     counts = [max(1, round(LEAST_SECONDS / one)) for one in seconds]
     rates = [[] for _ in functions]
-    for _ in range(REPEATS):
-        for function, count, found in zip(functions, counts, rates):
+    turns = list(zip(functions, counts, rates))
+    for repeat in range(REPEATS):
+        for function, count, found in turns[:: -1 if repeat % 2 else 1]:
             start = perf_counter()
             for _ in range(count):
                 function()

@@ -9,6 +9,7 @@ kernel for every number of rows, which takes a millisecond and stays.
 from functools import partial
 
 import torch
+from transformers.utils.import_utils import is_tracing
 
 from .libraries import ZEN_5, amd_family, prefers_onednn
 from .plain import is_plain_linear
@@ -38,13 +39,14 @@ def fastest(linear, states):
         a function from states, `(..., in_features)`, to `(..., out_features)`. The root mean square of its error
         against float64 is at most twice that of torch's own product.
     """
-    # First what a graph can be made of.
-    if not _is_asked_for(states) or not prefers_onednn() or not is_plain_linear(linear):
+    # First what a graph can be made of, then what a decoder's step answers.
+    if not _is_exact(states) or is_tracing(states) or states.shape[:-1].numel() < MIN_ROWS:
         return linear
-    if not all(map(_is_exact, linear.parameters())):
+    if not prefers_onednn() or not is_plain_linear(linear) or not all(map(_is_exact, linear.parameters())):
         return linear
-    num_rows, is_cut = states.shape[:-1].numel(), linear.in_features > LONGEST_SUM
-    if num_rows < (MIN_ROWS_CUT[amd_family() < ZEN_5] if is_cut else MIN_ROWS):
+    if not _is_asked_for(states):
+        return linear
+    if linear.in_features > LONGEST_SUM and states.shape[:-1].numel() < MIN_ROWS_CUT[amd_family() < ZEN_5]:
         return linear
     needs_gradients = states.requires_grad or any(parameter.requires_grad for parameter in linear.parameters())
     if torch.is_grad_enabled() and needs_gradients:

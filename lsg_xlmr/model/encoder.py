@@ -28,7 +28,7 @@ from .cache import CACHE, LSGCacheLayer, self_attention_cache
 from .checks import check_states
 from .dense import LSGIntermediate, LSGOutput, LSGSelfOutput
 from .mask import key_mask
-from .padded_rows import attend_row_by_row, left_padding
+from .padded_rows import attend_from_first_tokens
 
 
 logger = logging.get_logger(__name__)
@@ -110,11 +110,11 @@ class LSGAttention(XLMRobertaSelfAttention):
             layer = LSGCacheLayer.of(cache, self.layer_idx, self.config)
             update = partial(cache.update, layer_idx=self.layer_idx)
 
-        def attend(query, key, value, mask, layer, update=None):
+        def attend(query, key, value, mask, layer, update):
             past = first_query = None
             if layer is not None:
                 past, first_query = layer.sparse, layer.first_query
-                key, value = (update or layer.update)(key, value)
+                key, value = update(key, value)
             if mask is not None:  # of all tokens, of which the cache has the last
                 globals_mask, mask = mask.tensor_split([self.config.num_global_tokens], dim=1)
                 num_tokens = key.shape[2] - self.config.num_global_tokens
@@ -126,10 +126,7 @@ class LSGAttention(XLMRobertaSelfAttention):
                 raise ValueError("With a cache there are no attention weights of all tokens: add use_cache=False.")
             return causal_attention(inputs, implementation)
 
-        padding = left_padding(mask, layer, self.config)
-        if padding is not None:
-            return attend_row_by_row(attend, padding, query, key, value, mask, layer, self.config)
-        return attend(query, key, value, mask, layer, update)
+        return attend_from_first_tokens(attend, query, key, value, mask, layer, update, self.config)
 
     def _with_prefix(self, key, value, num_padding, cache):
         """

@@ -1,7 +1,8 @@
 # Copyright 2026 The lsg-xlmr authors. Licensed under the Apache License, Version 2.0.
 """
-A decoder's texts that begin with padding, one by one: blocks are counted from a text's first token, so that it gets
-the answer it gets alone.
+A decoder's texts that begin with padding: blocks are counted from a text's first token, so that it gets the answer
+it gets alone. Without a cache the padding is moved to the end; with one, where texts then end at different places of
+their blocks, they are read one by one.
 """
 
 import torch
@@ -9,59 +10,79 @@ from torch.nn.functional import pad
 from transformers.utils.import_utils import is_tracing
 
 
-def left_padding(mask, layer, config):
+def attend_from_first_tokens(attend, query, key, value, mask, layer, update, config):
     """
-    How many positions of padding each text begins with.
-
     Args:
-        mask (`torch.BoolTensor` of shape `(batch_size, num_global_tokens + tokens)`, or `None`): of all tokens, those
-            in the cache included.
-        layer ([`LSGCacheLayer`], *optional*): before the new tokens.
+        attend (`Callable`): from query, key, value (`n h T d`), mask, layer and what updates it to the context
+            `n T h d` and the attention weights (`n h t t` or `None`).
+        query, key, value (`torch.Tensor` of shape `n h T d`): of the globals, where the cache does not have them, and
+            of the new tokens.
+        mask (`torch.BoolTensor` of shape `n G+t`, or `None`): of all tokens, those in the cache included.
+        layer ([`LSGCacheLayer`], *optional*).
+        update (`Callable`, *optional*): puts keys and values in `layer`.
         config ([`LSGConfig`]).
 
     Returns:
-        a list of `int`, or `None` where no text begins so, where it makes no difference, and in a traced graph, which
-        cannot know.
+        what `attend` gives, by position; what stands at padding carries no meaning.
     """
-    if layer is not None and layer.cumulative_length:
-        if layer.rows is None:
-            return None
-        if mask is None or all(row.cumulative_length for row in layer.rows):
-            return [layer.cumulative_length - row.cumulative_length for row in layer.rows]
-    elif mask is None or is_tracing(mask):
-        return None
-    is_padding = mask[:, config.num_global_tokens :].cumsum(1) == 0
-    if layer is None and is_padding.shape[1] <= 2 * config.block_size or not is_padding.any():
-        return None
-    return is_padding.sum(1).tolist()
+    if layer is None:
+        if mask is None or not is_tracing(mask) and not _begins_padded(mask, config):
+            return attend(query, key, value, mask, None, None)
+        return _attend_shifted(attend, query, key, value, mask, config.num_global_tokens)
+    if layer.rows is None and (layer.cumulative_length or mask is None or not _begins_padded(mask, config, 0)):
+        return attend(query, key, value, mask, layer, update)
+    return _attend_row_by_row(attend, query, key, value, mask, layer, config.num_global_tokens)
 
 
-def attend_row_by_row(attend, padding, query, key, value, mask, layer, config):
-    """
-    Args:
-        attend (`Callable`): from one text's query, key, value (`1 h T d`), mask and layer to the context `1 T h d` and
-            the attention weights (`1 h t t` or `None`).
-        padding (`list[int]`): what [`left_padding`] gives.
-        query, key, value (`torch.Tensor` of shape `n h T d`): of the globals, where the cache does not have them, and
-            of the new tokens.
-        mask, layer, config: as [`left_padding`] takes them.
+def _begins_padded(mask, config, num_blocks=2):
+    """Whether any text does, among more tokens than `num_blocks` blocks have: in so few borders make no difference."""
+    tokens = mask[:, config.num_global_tokens :]
+    return tokens.shape[1] > num_blocks * config.block_size and not is_tracing(mask) and not tokens[:, 0].all()
 
-    Returns:
-        the context `n T h d` and the weights (`n h t t` or `None`), 0 at the padding.
-    """
-    before = 0 if layer is None else layer.cumulative_length
-    num_globals = 0 if before else config.num_global_tokens
+
+def _padding(mask, num_global_tokens):
+    """How many positions of padding each text begins with, `n`."""
+    return (mask[:, num_global_tokens:].long().cumsum(1) == 0).sum(1)
+
+
+def _attend_shifted(attend, query, key, value, mask, num_global_tokens):
+    padding, num_tokens = _padding(mask, num_global_tokens), mask.shape[1] - num_global_tokens
+    globals_, tokens = (torch.arange(size, device=mask.device) for size in (num_global_tokens, num_tokens))
+
+    def places(shift):  # n T
+        moved, size = tokens + shift[:, None], tokens[-1:] + 1  # a tensor, for exporters
+        moved = torch.where(moved < 0, moved + size, torch.where(moved < size, moved, moved - size))
+        return torch.cat([globals_.expand(mask.shape[0], -1), num_global_tokens + moved], 1)
+
+    there, back = places(padding), places(-padding)
+    tensors = (x.gather(2, there[:, None, :, None].expand_as(x)) for x in (query, key, value))
+    context, weights = attend(*tensors, mask.gather(1, there), None, None)
+    context = context.gather(1, back[:, :, None, None].expand_as(context))
+    if weights is not None:
+        back = back[:, num_global_tokens:] - num_global_tokens
+        weights = weights.gather(2, back[:, None, :, None].expand_as(weights))
+        weights = weights.gather(3, back[:, None, None].expand_as(weights))
+    return context, weights
+
+
+def _attend_row_by_row(attend, query, key, value, mask, layer, num_global_tokens):
+    before = layer.cumulative_length
+    num_globals = 0 if before else num_global_tokens
     num_tokens = key.shape[2] - num_globals
-    layers = [None] * len(padding) if layer is None else layer.by_row(len(padding), num_tokens)
+    rows = layer.by_row(len(key), num_tokens)
+    if mask is None:
+        padding = [before - row.cumulative_length for row in rows]
+    else:
+        padding = _padding(mask, num_global_tokens).tolist()
     contexts, weights = [], []
     for i, num_hidden in enumerate(padding):
         row, row_mask = slice(i, i + 1), None
         if mask is not None:
-            row_mask = _without(mask[row], config.num_global_tokens, num_hidden, dim=1)
+            row_mask = _without(mask[row], num_global_tokens, num_hidden, dim=1)
             row_mask = None if row_mask.all() else row_mask
         num_new_hidden = min(max(num_hidden - before, 0), num_tokens)
         tensors = (_without(x[row], num_globals, num_new_hidden, dim=2) for x in (query, key, value))
-        context, of_row = attend(*tensors, row_mask, layers[i])
+        context, of_row = attend(*tensors, row_mask, rows[i], rows[i].update)
         of_globals, of_tokens = context.tensor_split([num_globals], 1)
         contexts.append(torch.cat([of_globals, pad(of_tokens, (0, 0, 0, 0, num_new_hidden, 0))], 1))
         if of_row is not None:

@@ -149,7 +149,7 @@ def test_a_text_generates_the_same_alone_and_in_a_batch(put_together, inputs):
     assert torch.equal(found[1:], model.generate(inputs["input_ids"][1:, :40], **GREEDY))
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", ["lsg", pytest.param("stock", marks=pytest.mark.slow)])
 def test_saved_and_loaded_in_a_fresh_process(put_together, inputs, tmp_path, stored_weights, name):
     model = put_together(name)
     folder, again = tmp_path / "saved", tmp_path / "again"
