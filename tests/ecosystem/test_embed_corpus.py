@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,7 +115,7 @@ def test_killed_in_the_middle_and_run_again(folder, start, finish, tmp_path):
     missing = next(path for path in (folder / "corpus").iterdir() if f"{path.name}.parquet" not in there)
     (folder / "killed" / f".{missing.name}.parquet.0.partial").write_bytes(b"PAR1 half of a file")
     output = finish(start("killed"))
-    found = int(output.split(" of ")[0])
+    found = int(re.search(r"(\d+) of \d+ files", output)[1])
     assert len(there) <= found < NUM_FILES  # one more may have come between the kill and the look
     assert f"{found} of {NUM_FILES} files are embedded already." in output
     after = files_in(folder / "killed")
