@@ -77,6 +77,8 @@ def test_within_two_blocks_it_is_stock(make, token_ids, implementation, length):
 def test_heads_pool_on_the_first_token(make, token_ids, stock_class, pool_with_global):
     model = make(getattr(lsg_xlmr, f"LSG{stock_class.__name__}"), pool_with_global=pool_with_global)
     stock = stock_of(model, stock_class)
+    if stock.base_model.pooler is None and model.base_model.pooler is not None:
+        pytest.skip("transformers 5.0 builds this stock head without the pooler that it needs")
     ids = token_ids(2, 16)
     ids = ids[:, None].repeat(1, 3, 1) if "MultipleChoice" in stock_class.__name__ else ids
     for one, other in zip(model(ids).to_tuple(), stock(ids).to_tuple(), strict=True):
