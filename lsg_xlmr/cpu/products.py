@@ -9,10 +9,9 @@ kernel for every number of rows, which takes a millisecond and stays.
 from functools import partial
 
 import torch
-from transformers.utils.import_utils import is_tracing
 
 from .libraries import ZEN_5, amd_family, prefers_onednn
-from .plain import is_plain_linear
+from .plain import TENSORS, is_plain_linear
 from .threads import ALIGNMENT, is_eager
 
 
@@ -39,8 +38,10 @@ def fastest(linear, states):
         a function from states, `(..., in_features)`, to `(..., out_features)`. The root mean square of its error
         against float64 is at most twice that of torch's own product.
     """
-    # First what a graph can be made of, then what a decoder's step answers.
-    if not _is_exact(states) or is_tracing(states) or states.shape[:-1].numel() < MIN_ROWS:
+    # First what costs nothing, for a decoder's steps; sizes that may be symbols are not to be compared.
+    if type(states) not in TENSORS or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return linear
+    if states.shape[:-1].numel() < MIN_ROWS:
         return linear
     if not prefers_onednn() or not is_plain_linear(linear) or not all(map(_is_exact, linear.parameters())):
         return linear
