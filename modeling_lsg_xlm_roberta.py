@@ -1927,7 +1927,7 @@ def fastest(linear, states):
     needs_gradients = states.requires_grad or any(parameter.requires_grad for parameter in linear.parameters())
     if torch.is_grad_enabled() and needs_gradients:
         return partial(_with_gradients, linear)
-    return partial(_without_kernels_of_its_own, linear, _parts(linear.weight))
+    return partial(_in_whole_tiles, linear, _parts(linear.weight))
 
 
 def _is_exact(tensor):
@@ -1944,7 +1944,7 @@ def _is_asked_for(states):
     return torch.get_float32_matmul_precision() == "highest"
 
 
-def _without_kernels_of_its_own(linear, parts, states):
+def _in_whole_tiles(linear, parts, states):
     """`linear(states)`, for numbers of rows that are multiples of `ALIGNMENT`, so that there are few kernels."""
     num_rows = states.shape[:-1].numel()
     missing = -num_rows % ALIGNMENT
@@ -1981,7 +1981,7 @@ class _Product(torch.autograd.Function):
         of_rows, of_weight, of_bias = ctx.needs_input_grad
         return (
             _rows_times(grad, weight.t()) if of_rows else None,
-            _rows_times(grad.t(), rows.t(), prefers_onednn() and amd_family() >= ZEN_5) if of_weight else None,
+            _rows_times(grad.t(), rows.t(), is_quicker=amd_family() >= ZEN_5) if of_weight else None,
             grad.sum(0) if of_bias else None,
         )
 
@@ -2404,7 +2404,7 @@ def attend_from_first_tokens(attend, query, key, value, mask, layer, update, con
 def _begins_padded(mask, config, num_blocks=2):
     """Whether any text does, among more tokens than `num_blocks` blocks have: in so few borders make no difference."""
     tokens = mask[:, config.num_global_tokens :]
-    return tokens.shape[1] > num_blocks * config.block_size and not is_tracing(mask) and not tokens[:, 0].all()
+    return not is_tracing(mask) and tokens.shape[1] > num_blocks * config.block_size and not tokens[:, 0].all()
 
 
 def _padding(mask, num_global_tokens):

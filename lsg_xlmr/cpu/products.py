@@ -52,7 +52,7 @@ def fastest(linear, states):
     needs_gradients = states.requires_grad or any(parameter.requires_grad for parameter in linear.parameters())
     if torch.is_grad_enabled() and needs_gradients:
         return partial(_with_gradients, linear)
-    return partial(_without_kernels_of_its_own, linear, _parts(linear.weight))
+    return partial(_in_whole_tiles, linear, _parts(linear.weight))
 
 
 def _is_exact(tensor):
@@ -69,7 +69,7 @@ def _is_asked_for(states):
     return torch.get_float32_matmul_precision() == "highest"
 
 
-def _without_kernels_of_its_own(linear, parts, states):
+def _in_whole_tiles(linear, parts, states):
     """`linear(states)`, for numbers of rows that are multiples of `ALIGNMENT`, so that there are few kernels."""
     num_rows = states.shape[:-1].numel()
     missing = -num_rows % ALIGNMENT
@@ -106,7 +106,7 @@ class _Product(torch.autograd.Function):
         of_rows, of_weight, of_bias = ctx.needs_input_grad
         return (
             _rows_times(grad, weight.t()) if of_rows else None,
-            _rows_times(grad.t(), rows.t(), prefers_onednn() and amd_family() >= ZEN_5) if of_weight else None,
+            _rows_times(grad.t(), rows.t(), is_quicker=amd_family() >= ZEN_5) if of_weight else None,
             grad.sum(0) if of_bias else None,
         )
 

@@ -37,7 +37,7 @@ def attend_from_first_tokens(attend, query, key, value, mask, layer, update, con
 def _begins_padded(mask, config, num_blocks=2):
     """Whether any text does, among more tokens than `num_blocks` blocks have: in so few borders make no difference."""
     tokens = mask[:, config.num_global_tokens :]
-    return tokens.shape[1] > num_blocks * config.block_size and not is_tracing(mask) and not tokens[:, 0].all()
+    return not is_tracing(mask) and tokens.shape[1] > num_blocks * config.block_size and not tokens[:, 0].all()
 
 
 def _padding(mask, num_global_tokens):
