@@ -70,12 +70,9 @@ def Attention(  # an ONNX operator's name
     else:
         sparse_key, sparse_value, sparse_bias = LSG.SparseTokens(query, key, value, mask, projections)
         first_token = op.Unsqueeze(num_globals, zero)
-        global_query = op.Slice(query, zero, first_token, axis) * factor
         global_key = op.Slice(key, zero, first_token, axis)
         global_value = op.Slice(value, zero, first_token, axis)
         global_bias = op.Slice(bias, zero, first_token, last_axis)
-        global_scores = op.MatMul(global_query, op.Transpose(key, perm=[0, 1, 3, 2])) + bias
-        global_context = op.MatMul(op.Softmax(global_scores, axis=-1), value)
         block_rows = op.Unsqueeze(b, zero)
         no_padding = op.Constant(value_ints=[0, 0, 0, 0, 0, 0])
 
@@ -128,10 +125,17 @@ def Attention(  # an ONNX operator's name
         contexts = op.Loop(num_blocks, always, body=attend)  # blocks n h b d
         rows = op.Concat(op.Constant(value_ints=[0, -1]), op.Slice(shape, axis, last_axis, zero), axis=0)
         token_rows = op.Reshape(op.Transpose(contexts, perm=[1, 0, 3, 2, 4]), rows)
-        # Of no globals nothing could be inferred: as many as there are.
-        global_shape = op.Concat(op.Constant(value_ints=[0, 0]), op.Slice(shape, axis, last_axis, zero), axis=0)
-        global_rows = op.Reshape(op.Transpose(global_context, perm=[0, 2, 1, 3]), global_shape)
-        context = op.Reshape(op.Slice(op.Concat(global_rows, token_rows, axis=1), zero, length, row_axis), shape)
+        token_context = op.Slice(token_rows, zero, op.Unsqueeze(num_tokens, zero), row_axis)
+        # Its condition is a constant: one of the two is left. OpenVINO takes wrong shapes for what is empty.
+        if num_globals > nothing:
+            global_query = op.Slice(query, zero, first_token, axis) * factor
+            global_scores = op.MatMul(global_query, op.Transpose(key, perm=[0, 1, 3, 2])) + bias
+            global_context = op.MatMul(op.Softmax(global_scores, axis=-1), value)
+            global_rows = op.Reshape(op.Transpose(global_context, perm=[0, 2, 1, 3]), rows)
+            states = op.Concat(global_rows, token_context, axis=1)
+        else:
+            states = op.Identity(token_context)
+        context = op.Reshape(states, shape)
     # OpenVINO infers no shape of what an `If` gives, and computes on with whatever it takes for one.
     return op.Reshape(context, shape)
 

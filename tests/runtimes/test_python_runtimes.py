@@ -62,8 +62,9 @@ EVERYWHERE = [(version, runtime) for runtime in ("onnxruntime", "openvino") for 
 
 
 @pytest.mark.parametrize("version, runtime", EVERYWHERE)
-def test_every_length(checkpoint, runtimes, tmp_path, version, runtime):
-    folder = checkpoint(num_global_tokens=16)
+@pytest.mark.parametrize("num_global_tokens", [0, 16])
+def test_every_length(checkpoint, runtimes, tmp_path, num_global_tokens, version, runtime):
+    folder = checkpoint(num_global_tokens=num_global_tokens)
     assert_same_answers(folder, runtimes / version, runtime, tmp_path, range(1, MAX_LENGTH + 1))
 
 
