@@ -20,6 +20,7 @@ import questions  # noqa: E402
 import reading  # noqa: E402
 import real_training  # noqa: E402
 import retrieval  # noqa: E402
+import twins  # noqa: E402
 
 
 WIDTH, INNER, POSITIONS, WORDS = 64, 96, 20, 12
@@ -159,11 +160,17 @@ def test_ranks_by_the_nearest_vector():
     x, y, z = np.eye(3)
     diagonal = retrieval.normalized(np.array([[1.0, 1, 0]]))
     documents = [diagonal, np.stack([y, z]), np.stack([-x])]
-    found = retrieval.ranks(np.stack([x, y, z, x]), documents, np.array([0, 0, 1, 2]))
-    assert found.tolist() == [1, 2, 1, 3]
+    near = retrieval.nearness(np.stack([x, y, z, x])[:, None], documents)
+    right = np.array([0, 0, 1, 2])
+    assert retrieval.ranks(near, right).tolist() == [1, 2, 1, 3]
     candidates = np.array([[1, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 1]], bool)
-    found = retrieval.ranks(np.stack([x, y, z, x]), documents, np.array([0, 0, 1, 2]), candidates)
-    assert found.tolist() == [1, 1, 1, 1]
+    assert retrieval.ranks(near, right, candidates).tolist() == [1, 1, 1, 1]
+
+
+def test_several_vectors_of_a_query_count_alike():
+    x, y, z = np.eye(3)
+    near = retrieval.nearness([np.stack([x, y, y, z]), x[None]], [np.stack([y, x]), z[None]])
+    np.testing.assert_allclose(near, [[0.75, 0.25], [1, 0]])
 
 
 def test_an_interval_holds_the_mean_and_knows_groups():
@@ -224,6 +231,59 @@ def test_questions_are_translations_of_their_document(aligned, monkeypatch):
             assert f" {page} {place} " in document["text"]
         assert question["text"] not in document["text"] and (place != "5" or language == "de")
         assert "always" not in question["text"]
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_twins_and_what_begins_as_they_do(aligned, monkeypatch):
+    monkeypatch.setattr(questions, "TOKENS", (50, 100))
+    monkeypatch.setattr(twins, "TOKENS", (50, 100))
+    monkeypatch.setattr(questions, "QUESTION_TOKENS", (4, 20))
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    pages = {
+        f"page{page}.1": {
+            language: [f"{language} {page} {i} paris city of." for i in range(6 if page % 3 or not aligned else 12)]
+            for language in ("en", "de", "fr")
+        }
+        for page in range(12)
+    }
+    pages["page0.1"]["fr"] = pages["page0.1"]["en"]  # not translated
+    documents, _ = questions.choose(pages, tokenizer, aligned, 20)
+    found = twins.choose(pages, documents, tokenizer, aligned)
+    assert [twin["document"] for twin in found] == list(range(len(documents)))
+    for twin, document in zip(found, documents, strict=True):
+        own, there = (text.split()[::6] for text in (document["text"], twin["text"]))
+        assert {twin["language"]} == set(there) != set(own)
+        assert twin["text"].split()[1:3] == document["text"].split()[1:3]  # the same page and place
+        assert not (document["name"] == "page0.1" and twin["language"] == "fr")
+        first, second = twins.half_of(document["text"])
+        assert f"{first} {second}" == document["text"]
+        assert twin["half"].startswith(first) and not twin["half"].endswith(second)
+        assert set(twin["half"].split()[::6]) == set(own)
+
+
+@pytest.mark.parametrize("length", [None, 18])
+def test_a_twin_is_told_from_what_begins_alike_by_its_whole(length, tmp_path):
+    parts = np.random.default_rng(0).normal(size=(5, 2, 16))
+    reader = reading.Reader("LSG" if length is None else "chunks of 512", None, length)
+    whole = [*parts]
+    halves = [np.stack([parts[i, 0], parts[i - 1, 1]]) for i in range(5)]
+    for name, texts in (("documents", whole), ("twins", whole + halves)):
+        folder = reading.folder_of(reader, tmp_path / name)
+        folder.mkdir(parents=True)
+        for i, (first, second) in enumerate(texts):
+            row, means = ([0] * 4, [first, first, second, second])
+            if length is not None:  # each half is a row of its own
+                row, means = [0] * 3 + [1] * 3, [first] * 3 + [second] * 3
+            tokens = [1, *[16] * (len(row) - 2), 1] if length is None else [1, 16, 1] * 2
+            np.savez(folder / f"{i}.npz", means=np.stack(means), tokens=np.array(tokens), row=np.array(row))
+    documents = [{"language": "en"}] * 5
+    asked = [{"document": i, "language": "de", "text": "", "half": ""} for i in range(5)]
+    found = twins.evaluate(reader, tmp_path / "documents", tmp_path / "twins", documents, asked)
+    assert len(found) == (5 if length is None else 4)
+    for way, row in found.items():
+        assert row["ranks"] == row["ranks_among_all"] == "1 1 1 1 1"
+        assert row["told"] == ("00000" if way.endswith("cut at 512") else "11111")
+    assert not twins.evaluate(reader, tmp_path / "documents", tmp_path / "twins", documents, asked + asked)
 
 
 def test_sentences_of_any_script():

@@ -66,11 +66,12 @@ def evaluate(reader, folder, documents, questions):
 
 
 def _row(asked, vectors, right, others):
+    near = retrieval.nearness(asked[:, None], vectors)
     return {
         "vectors": round(sum(map(len, vectors)) / len(vectors), 2),
         "documents": len(vectors),
-        "ranks": " ".join(map(str, retrieval.ranks(asked, vectors, right, others))),
-        "ranks_among_all": " ".join(map(str, retrieval.ranks(asked, vectors, right))),
+        "ranks": " ".join(map(str, retrieval.ranks(near, right, others))),
+        "ranks_among_all": " ".join(map(str, retrieval.ranks(near, right))),
     }
 
 

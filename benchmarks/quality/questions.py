@@ -33,11 +33,17 @@ def corpus(name, folder, tokenizer):
     `(documents, questions)` of the corpus `name`, made once in `folder`: `[{name, language, kind, text}]` and
     `[{document, language, text}]`, where `document` is a place in the first list.
     """
-    path = folder / f"{name}-{NUM_DOCUMENTS}.json"
+    return made_once(
+        folder / f"{name}-{NUM_DOCUMENTS}.json",
+        lambda: choose(pages_of(name, folder, tokenizer), tokenizer, name == "guides", NUM_DOCUMENTS),
+    )
+
+
+def made_once(path, make):
+    """The content of the JSON file at `path`, which holds what `make()` gives."""
     if not path.exists():
-        found = choose(pages_of(name, folder, tokenizer), tokenizer, name == "guides", NUM_DOCUMENTS)
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(found, ensure_ascii=False, indent=0), encoding="utf-8")
+        partial.write_text(json.dumps(make(), ensure_ascii=False, indent=0), encoding="utf-8")
         partial.replace(path)
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -87,7 +93,7 @@ def choose(pages, tokenizer, aligned, count):
             found = []
             for first, last in parts(versions[language], tokenizer, aligned):
                 text = " ".join(versions[language][first:last])
-                if _share(text, _english(versions, language)) > 1 - TRANSLATED:
+                if not is_translated(text, versions, language):
                     continue
                 place = slice(first, last) if aligned else None
                 asked = _ask(versions, language, place, text, name, tokenizer, rng, times)
@@ -130,6 +136,12 @@ def parts(paragraphs, tokenizer, aligned):
 
 def _lengths(texts, tokenizer):
     return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+
+
+def is_translated(text, versions, language, *others):
+    """Whether most sentences of `text`, in `language`, are neither those of the English page nor of `others`."""
+    known = _english(versions, language).union(*map(sentences, others))
+    return _share(text, known) <= 1 - TRANSLATED
 
 
 def _english(versions, language):

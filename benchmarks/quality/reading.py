@@ -117,19 +117,20 @@ def folder_of(reader, folder):
     return folder / reader.name.replace("/", "-")
 
 
-def read(reader, folder, documents, questions, prompted):
+def read(reader, folder, documents, prompted, questions=()):
     """
-    Reads what is not in `folder / reader.name` yet: `questions.npy`, the questions' vectors, and one file for each
-    document, `read_document` of it.
+    Reads what is not in `folder / reader.name` yet: one file for each document, `read_document` of it, and
+    `questions.npy`, the questions' vectors, if any are asked.
     """
     output = folder_of(reader, folder)
     output.mkdir(parents=True, exist_ok=True)
     chosen = documents[: reader.documents]
     missing = [i for i in range(len(chosen)) if not (output / f"{i}.npz").exists()]
-    if not missing and (output / "questions.npy").exists():
-        return output
+    unasked = len(questions) and not (output / "questions.npy").exists()
+    if not missing and not unasked:
+        return
     model = in_best_dtype(reader.load())
-    if not (output / "questions.npy").exists():
+    if unasked:
         vectors = [row_vector(model, prompted.whole("query", question["text"])) for question in questions]
         save(output / "questions.npy", partial(np.save, arr=np.stack(vectors)))
     head, tail = prompted.heads["passage"], prompted.tail
@@ -139,7 +140,6 @@ def read(reader, folder, documents, questions, prompted):
             output / f"{i}.npz",
             lambda file, rows=rows: np.savez(file, **read_document(model, rows, len(head), len(tail))),
         )
-    return output
 
 
 def row_vector(model, ids):

@@ -18,6 +18,7 @@ import reading
 import real_report
 import real_training
 import torch
+import twins
 from corpus import MissingTool
 from e5_small import NotPacked
 from evaluation import evaluate, probes
@@ -70,7 +71,7 @@ def run(args):
             for reader in part:
                 start = time.time()
                 if not args.report:
-                    reading.read(reader, folder / name, documents, questions, prompted)
+                    reading.read(reader, folder / name, documents, prompted, questions)
                 if rows := evaluate(reader, folder / name, documents, questions):
                     results[name].update(rows)
                     if not args.report and reader.name not in results["short"]:
@@ -79,6 +80,7 @@ def run(args):
                     print(f"{name}, {reader.name}: {time.time() - start:.0f} s", flush=True)
     for name, (documents, _) in sets.items():
         results["probe"][name] = probes(readers, folder / name, documents)
+        results["twins"][name] = compare_twins(name, readers, args, documents, prompted)
     results.save()
     print(*real_report.tables(results), sep="\n\n")
     real_report.draw(results, ROOT / "docs")
@@ -108,6 +110,18 @@ def check(source, python, texts, prompted):
     documents, questions = texts
     chosen = [question["text"] for question in questions[:80]] + [x["text"][:500] for x in documents[:20]]
     return {"name": e5_package.PACKAGE, **e5_package.compare(python, chosen, vector)}
+
+
+def compare_twins(name, readers, args, documents, prompted):
+    """What `twins.READERS` and the trained ones show of the twins of `documents`: see `twins.evaluate`."""
+    folder, found = args.folder / "real", {}
+    chosen = twins.of_corpus(name, args.folder, documents, prompted.tokenizer)
+    for reader in readers:
+        if reader.name.removesuffix(", trained") in twins.READERS:
+            if not args.report:
+                twins.read(reader, folder / f"{name}-twins", chosen, prompted)
+            found |= twins.evaluate(reader, folder / name, folder / f"{name}-twins", documents, chosen)
+    return found
 
 
 def short_texts(reader, source, documents, prompted):

@@ -143,12 +143,29 @@ def probe_table(results):
     return table(["kind told right", *CORPORA], rows) if rows else ""
 
 
+def twins_table(results):
+    """Documents found by their translations, and told from those that only begin as they do."""
+    names = dict.fromkeys(way for corpus in CORPORA for way in results["twins"].get(corpus, ()))
+    rows = []
+    for way in names:
+        cells = []
+        for corpus in CORPORA:
+            row = results["twins"].get(corpus, {}).get(way)
+            for field in ("ranks", "ranks_among_all") if row else ():
+                hits = np.array(row[field].split(), int) == 1
+                cells.append(share(hits, np.arange(len(hits))))
+            told = np.array([*row["told"]], int) if row else ()
+            cells += [share(told, np.arange(len(told)))] if row else [""] * 3
+        rows.append([way, *cells])
+    head = (f"{corpus}: {what}" for corpus in CORPORA for what in ("twin first", "among all languages", "told"))
+    return table(["twins", *head], rows) if rows else ""
+
+
 def tables(results):
     """Markdown of all that has been measured."""
     found = [retrieval_table(results, group, fewer) for fewer in (False, True) for group in BASELINES]
-    return filter(
-        None, [*found, *(make(results) for make in (pairs_table, short_table, probe_table, among_all_table))]
-    )
+    others = (pairs_table, short_table, probe_table, twins_table, among_all_table)
+    return filter(None, [*found, *(make(results) for make in others)])
 
 
 def draw(results, folder):

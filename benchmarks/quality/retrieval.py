@@ -58,18 +58,33 @@ def windows(document, size):
     return normalized(np.concatenate(found))
 
 
-def ranks(questions, documents, right, candidates=True):
+def nearness(queries, documents):
     """
-    The rank of the right document for each question, 1 the best; a document is as near as the nearest of its vectors.
+    How near each document is to each query: the mean, over the vectors of the query, of the cosine of the document's
+    nearest.
 
     Args:
-        questions: `(q, hidden_size)`, of length 1.
-        documents: list of `(vectors, hidden_size)`, of length 1.
-        right: the place of each question's document in that list.
-        candidates: `(q, documents)` bool, among which documents each is looked for.
+        queries, documents: lists of `(vectors, hidden_size)`, of length 1.
+
+    Returns:
+        `(queries, documents)`.
     """
-    starts = np.cumsum([0, *map(len, documents[:-1])])
-    near = np.maximum.reduceat(questions @ np.concatenate(documents).T, starts, axis=1)
+    (query_starts, counts), (starts, _) = (
+        (np.cumsum([0, *map(len, texts[:-1])]), np.array([*map(len, texts)])) for texts in (queries, documents)
+    )
+    near = np.maximum.reduceat(np.concatenate(queries) @ np.concatenate(documents).T, starts, axis=1)
+    return np.add.reduceat(near, query_starts) / counts[:, None]
+
+
+def ranks(near, right, candidates=True):
+    """
+    The rank of the right document for each query, 1 the best.
+
+    Args:
+        near: `(queries, documents)`, as `nearness` gives it.
+        right: the place of each query's document.
+        candidates: `(queries, documents)` bool, among which documents each is looked for.
+    """
     near = np.where(candidates, near, -np.inf)
     return 1 + (near > near[np.arange(len(right)), right][:, None]).sum(1)
 
