@@ -156,6 +156,15 @@ def test_sliding_rows_overlap_by_half():
     assert reading.Reader("whole", None).rows([5, 6], [0], [2]) == [[0, 5, 6, 2]]
 
 
+def test_seconds_of_each_way():
+    def load():
+        return XLMRobertaModel.from_pretrained(TINY, add_pooling_layer=False).eval()
+
+    readers = [reading.Reader("one row", load), reading.Reader("many", load, length=12)]
+    found = reading.seconds(readers, [{"text": "Paris is a city. " * 50}], reading.Prompted(TINY), rounds=1)
+    assert list(found) == ["one row", "many"] and min(found.values()) > 0
+
+
 def test_ranks_by_the_nearest_vector():
     x, y, z = np.eye(3)
     diagonal = retrieval.normalized(np.array([[1.0, 1, 0]]))

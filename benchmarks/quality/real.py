@@ -30,6 +30,8 @@ from transformers.utils import logging
 ROOT = Path(__file__).parents[2]
 SHORT = (64, 512)  # tokens of texts whose vectors should stay as they were
 NUM_SHORT = 100
+NUM_TIMED = 7  # documents, of middle length
+NUM_TIMED_READERS = 8
 
 
 def main():
@@ -40,6 +42,7 @@ def main():
         "--folder", type=Path, default=ROOT / ".quality", help="of texts and weights (default: %(default)s)"
     )
     parser.add_argument("--train", action="store_true", help="also train both a little, and measure them again")
+    parser.add_argument("--times", action="store_true", help="also how long each way takes, on a quiet machine")
     parser.add_argument("--report", action="store_true", help="only the tables of what has been read so far")
     args = parser.parse_args()
     logging.set_verbosity_error()
@@ -61,6 +64,13 @@ def run(args):
     if not results["package"]:
         results["package"] = check(source, python, sets["manuals"], prompted)
     readers = list(reading.readers(source))
+    if args.times:
+        documents = sorted(sets["manuals"][0], key=lambda document: len(prompted.content(document["text"])))
+        start = (len(documents) - NUM_TIMED) // 2
+        results["seconds"] = reading.seconds(
+            readers[:NUM_TIMED_READERS], documents[start : start + NUM_TIMED], prompted
+        )
+        results.save()
     # Three on both corpora before the next: they come in the order of what they tell.
     parts = [readers[i : i + 3] for i in range(0, len(readers), 3)]
     if args.train or (args.report and real_training.is_done(args.folder)):

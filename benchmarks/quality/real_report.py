@@ -161,10 +161,17 @@ def twins_table(results):
     return table(["twins", *head], rows) if rows else ""
 
 
+def seconds_table(results):
+    """How long a document of middle length takes, beside the source's chunks."""
+    first = next(iter(results["seconds"].values()), None)
+    rows = [[name, f"{x:.2f}", f"{x / first:.2f}"] for name, x in results["seconds"].items()]
+    return table(["seconds a document", "", "against chunks of 512"], rows) if rows else ""
+
+
 def tables(results):
     """Markdown of all that has been measured."""
     found = [retrieval_table(results, group, fewer) for fewer in (False, True) for group in BASELINES]
-    others = (pairs_table, short_table, probe_table, twins_table, among_all_table)
+    others = (pairs_table, short_table, probe_table, twins_table, seconds_table, among_all_table)
     return filter(None, [*found, *(make(results) for make in others)])
 
 
