@@ -21,24 +21,24 @@ XLM-RoBERTa with LSG attention, in one file.
  1492  attention/compiled              LSG attention block by block as one operator in the graphs of `torch.compile`
  1605  cpu/libraries                   Which library's products are the quickest on this CPU
  1637  cpu/plain                       Which modules may be called in pieces and on other threads
- 1702  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
- 1886  cpu/products                    Linear layers in float32 on CPUs where torch's own products are slow
- 2020  cpu/dropout                     Dropout on CPU that spends one random byte an element
- 2076  cpu/memory                      Memory on CPU that is used again
- 2094  model/checks                    What the inputs of a model must be, said before torch fails within
- 2218  model/cache                     What causal LSG attention keeps of the tokens before
- 2339  model/mask                      From a user's `attention_mask` to the mask of all keys
- 2374  model/padded_rows               A decoder's texts that begin with padding
- 2465  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
- 2562  model/dense                     XLM-RoBERTa's modules around a linear layer, with the fastest product for it
- 2633  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 2908  model/labels                    What the labels of each head must be
- 3024  model/losses                    Losses of a batch that comes in parts
- 3078  model/frozen_head               An LM head as it was at one moment, to be used at a later one
- 3163  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
- 3383  model/trained_rows              An embedding of which the first rows alone are trained
- 3417  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 3775  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+ 1698  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
+ 1882  cpu/products                    Linear layers in float32 on CPUs where torch's own products are slow
+ 2018  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 2074  cpu/memory                      Memory on CPU that is used again
+ 2092  model/checks                    What the inputs of a model must be, said before torch fails within
+ 2216  model/cache                     What causal LSG attention keeps of the tokens before
+ 2337  model/mask                      From a user's `attention_mask` to the mask of all keys
+ 2372  model/padded_rows               A decoder's texts that begin with padding
+ 2463  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
+ 2560  model/dense                     XLM-RoBERTa's modules around a linear layer, with the fastest product for it
+ 2631  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 2906  model/labels                    What the labels of each head must be
+ 3022  model/losses                    Losses of a batch that comes in parts
+ 3076  model/frozen_head               An LM head as it was at one moment, to be used at a later one
+ 3161  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
+ 3381  model/trained_rows              An embedding of which the first rows alone are trained
+ 3415  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 3773  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
@@ -1675,14 +1675,10 @@ def is_plain(module):
     return not _has_any_global_hook()
 
 
-def is_plain_linear(module):
-    """Whether `module` (`nn.Module`) is a `nn.Linear` and its product all that it does, in any mode."""
-    return (
-        type(module) is nn.Linear
-        and _is_as_made(module)
-        and not (module._backward_hooks or module._backward_pre_hooks)
-        and not _has_any_global_hook()
-    )
+def is_untouched(module):
+    """Whether `module` (`nn.Module`) itself is of a class that is known and as that class made it, in any mode."""
+    has_backward_hooks = module._backward_hooks or module._backward_pre_hooks
+    return _is_as_made(module) and not has_backward_hooks and not _has_any_global_hook()
 
 
 def _is_as_made(module):
@@ -1918,7 +1914,9 @@ def fastest(linear, states):
         return linear
     if states.shape[:-1].numel() < MIN_ROWS:
         return linear
-    if not prefers_onednn() or not is_plain_linear(linear) or not all(map(_is_exact, linear.parameters())):
+    if not prefers_onednn() or type(linear) is not nn.Linear or not is_untouched(linear):
+        return linear
+    if not all(map(_is_exact, linear.parameters())):
         return linear
     if not _is_asked_for(states):
         return linear
@@ -2804,7 +2802,7 @@ class LSGLayer(XLMRobertaLayer):
     def feed_forward_chunk(self, attention_output):
         """The feed-forward part; see [`in_pieces`]."""
         forward = super().feed_forward_chunk
-        if type(self.output) is LSGOutput:
+        if type(self.output) is LSGOutput and is_untouched(self.output):  # a hook sees what stock gives it
             down = fastest(self.output.dense, attention_output)  # here, because it may copy the weight
 
             def forward(states):

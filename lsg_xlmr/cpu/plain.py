@@ -59,14 +59,10 @@ def is_plain(module):
     return not _has_any_global_hook()
 
 
-def is_plain_linear(module):
-    """Whether `module` (`nn.Module`) is a `nn.Linear` and its product all that it does, in any mode."""
-    return (
-        type(module) is nn.Linear
-        and _is_as_made(module)
-        and not (module._backward_hooks or module._backward_pre_hooks)
-        and not _has_any_global_hook()
-    )
+def is_untouched(module):
+    """Whether `module` (`nn.Module`) itself is of a class that is known and as that class made it, in any mode."""
+    has_backward_hooks = module._backward_hooks or module._backward_pre_hooks
+    return _is_as_made(module) and not has_backward_hooks and not _has_any_global_hook()
 
 
 def _is_as_made(module):

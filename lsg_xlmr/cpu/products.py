@@ -9,9 +9,10 @@ kernel for every number of rows, which takes a millisecond and stays.
 from functools import partial
 
 import torch
+from torch import nn
 
 from .libraries import ZEN_5, amd_family, prefers_onednn
-from .plain import TENSORS, is_plain_linear
+from .plain import TENSORS, is_untouched
 from .threads import ALIGNMENT, is_eager
 
 
@@ -43,7 +44,9 @@ def fastest(linear, states):
         return linear
     if states.shape[:-1].numel() < MIN_ROWS:
         return linear
-    if not prefers_onednn() or not is_plain_linear(linear) or not all(map(_is_exact, linear.parameters())):
+    if not prefers_onednn() or type(linear) is not nn.Linear or not is_untouched(linear):
+        return linear
+    if not all(map(_is_exact, linear.parameters())):
         return linear
     if not _is_asked_for(states):
         return linear

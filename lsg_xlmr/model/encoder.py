@@ -21,7 +21,7 @@ from ..attention.flex import has_flex_attention
 from ..attention.lengths import count_padding, is_open, is_short
 from ..attention.pattern import AttentionInputs
 from ..attention.sparsity import lsh_cluster_counts, lsh_projections
-from ..cpu.plain import is_plain, plain
+from ..cpu.plain import is_plain, is_untouched, plain
 from ..cpu.products import fastest
 from ..cpu.threads import has_own_threads, in_pieces, run_on_own_threads
 from .cache import CACHE, LSGCacheLayer, self_attention_cache
@@ -201,7 +201,7 @@ class LSGLayer(XLMRobertaLayer):
     def feed_forward_chunk(self, attention_output):
         """The feed-forward part; see [`in_pieces`]."""
         forward = super().feed_forward_chunk
-        if type(self.output) is LSGOutput:
+        if type(self.output) is LSGOutput and is_untouched(self.output):  # a hook sees what stock gives it
             down = fastest(self.output.dense, attention_output)  # here, because it may copy the weight
 
             def forward(states):

@@ -169,6 +169,25 @@ def test_the_feed_forward_part_is_done_so_too(tiny_config, shapes):
         assert ((length, 1100) in shapes) is (length == 544)
 
 
+@pytest.mark.parametrize("intermediate_size", [37, 1100])
+@torch.no_grad()
+def test_a_hook_sees_what_a_module_of_stock_is_given(tiny_config, token_ids, intermediate_size):
+    """As accelerate's do, which move all that a module is given to where its weights are."""
+    model = LSGXLMRobertaForMaskedLM(tiny_config(intermediate_size=intermediate_size, max_position_embeddings=700))
+    model.eval()
+    input_ids = token_ids(1, 600)
+    expected, seen = model(input_ids).logits, set()
+
+    def look(module, args, kwargs):
+        seen.update(map(type, (*args, *kwargs.values())))
+
+    layers = [module for layer in model.roberta.encoder.layer for module in layer.modules() if module is not layer]
+    for module in (*layers, *model.lm_head.modules()):
+        module.register_forward_pre_hook(look, with_kwargs=True)
+    torch.testing.assert_close(model(input_ids).logits, expected, atol=1e-5, rtol=0)
+    assert seen and not any(issubclass(kind, nn.Module) or "function" in kind.__name__ for kind in seen), seen
+
+
 def test_traced_and_transformed():
     module, states, seen = make(64, 64).requires_grad_(False), torch.randn(128, 64), []
 
