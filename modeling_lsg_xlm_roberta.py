@@ -22,23 +22,23 @@ XLM-RoBERTa with LSG attention, in one file.
  1605  cpu/libraries                   Which library's products are the quickest on this CPU
  1637  cpu/plain                       Which modules may be called in pieces and on other threads
  1698  cpu/threads                     Work on CPU in pieces, several at a time, each on one thread
- 1882  cpu/products                    Linear layers in float32 on CPUs where torch's own products are slow
- 2018  cpu/dropout                     Dropout on CPU that spends one random byte an element
- 2074  cpu/memory                      Memory on CPU that is used again
- 2092  model/checks                    What the inputs of a model must be, said before torch fails within
- 2216  model/cache                     What causal LSG attention keeps of the tokens before
- 2337  model/mask                      From a user's `attention_mask` to the mask of all keys
- 2372  model/padded_rows               A decoder's texts that begin with padding
- 2463  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
- 2560  model/dense                     XLM-RoBERTa's modules around a linear layer, with the fastest product for it
- 2631  model/encoder                   XLM-RoBERTa's encoder with another self-attention
- 2906  model/labels                    What the labels of each head must be
- 3022  model/losses                    Losses of a batch that comes in parts
- 3076  model/frozen_head               An LM head as it was at one moment, to be used at a later one
- 3161  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
- 3381  model/trained_rows              An embedding of which the first rows alone are trained
- 3415  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
- 3773  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
+ 1912  cpu/products                    Linear layers in float32 on CPUs where torch's own products are slow
+ 2063  cpu/dropout                     Dropout on CPU that spends one random byte an element
+ 2119  cpu/memory                      Memory on CPU that is used again
+ 2137  model/checks                    What the inputs of a model must be, said before torch fails within
+ 2261  model/cache                     What causal LSG attention keeps of the tokens before
+ 2382  model/mask                      From a user's `attention_mask` to the mask of all keys
+ 2428  model/padded_rows               A decoder's texts that begin with padding
+ 2519  model/embeddings                XLM-RoBERTa's embeddings and, beside them, those of the global tokens
+ 2616  model/dense                     XLM-RoBERTa's modules around a linear layer, with the fastest product for it
+ 2687  model/encoder                   XLM-RoBERTa's encoder with another self-attention
+ 2965  model/labels                    What the labels of each head must be
+ 3081  model/losses                    Losses of a batch that comes in parts
+ 3135  model/frozen_head               An LM head as it was at one moment, to be used at a later one
+ 3220  model/lazy_logits               Logits of a large vocabulary that are computed only where they are looked at
+ 3440  model/trained_rows              An embedding of which the first rows alone are trained
+ 3474  model/modeling_lsg_xlm_roberta  XLM-RoBERTa with LSG (local + sparse + global) attention
+ 3832  model/encoder_decoder           An encoder and a decoder of which either may have LSG attention, as one model
 """
 
 import os
@@ -52,7 +52,7 @@ from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial, wraps
 from inspect import signature
-from itertools import count
+from itertools import accumulate, count
 from pathlib import Path
 from threading import RLock
 from types import SimpleNamespace
@@ -1708,8 +1708,9 @@ def _only_observe(hooks):
 PIECEWISE_DEVICES = ("cpu",)
 # In a piece on one thread, and in one whose operations all threads share.
 POSITIONS, POSITIONS_SHARED = 256, 1024
-# Where oneDNN serves, which has a kernel for every number of rows, pieces have multiples of so many, but for the last.
-ALIGNMENT = 32
+# Where oneDNN serves, which keeps half a megabyte or more for every number of rows it meets, pieces have multiples of
+# so many, from some on powers of two; the last, of fewer than it is worth, has what is left.
+ALIGNMENT, MAX_ROWS_ALIGNED, MIN_ROWS = 32, 512, 128
 
 
 def runs_in_pieces(x):
@@ -1818,10 +1819,13 @@ def in_pieces(function, modules, *states, num_results=1):
         return function(*states)
     num_positions, num_threads = states[0].shape[:2].numel(), num_parallel()
     size = POSITIONS_SHARED if num_threads == 1 else POSITIONS
-    num_pieces = max(1, round(num_positions / (size * num_threads))) * num_threads
-    unit = min(ALIGNMENT, size) if prefers_onednn() else 1
-    bounds = {round(num_positions * i / num_pieces / unit) * unit for i in range(1, num_pieces)}
-    bounds = sorted({*bounds, num_positions // unit * unit} - {0, num_positions})
+    if num_threads == 1 and prefers_onednn():
+        bounds = list(accumulate(aligned_sizes(num_positions, size)[:-1]))
+    else:
+        num_pieces = max(1, round(num_positions / (size * num_threads))) * num_threads
+        unit = min(ALIGNMENT, size) if prefers_onednn() else 1
+        bounds = {round(num_positions * i / num_pieces / unit) * unit for i in range(1, num_pieces)}
+        bounds = sorted({*bounds, num_positions // unit * unit} - {0, num_positions})
     if not bounds or not all(map(is_plain, modules)):
         return function(*states)
     results = [torch.empty_like(states[0], memory_format=torch.contiguous_format) for _ in range(num_results)]
@@ -1835,15 +1839,31 @@ def in_pieces(function, modules, *states, num_results=1):
     return results
 
 
+def aligned_sizes(num_rows, largest=None):
+    """`num_rows` as the sum of few numbers that are often met: see `ALIGNMENT`."""
+    sizes = []
+    while num_rows >= MIN_ROWS:
+        is_small = num_rows < MAX_ROWS_ALIGNED
+        size = num_rows // ALIGNMENT * ALIGNMENT if is_small else 1 << (num_rows.bit_length() - 1)
+        sizes.append(min(size, largest or size))
+        num_rows -= sizes[-1]
+    return [*sizes, num_rows] if num_rows or not sizes else sizes
+
+
 _own = threading.local()  # set in threads of ours: their pool, its size, and what tells that they are to end
 
 
-@lru_cache
 def _thread_pool(num_threads):
     """
     `num_threads` threads on which torch's operations are not cut into parts; `None` where a thread would be a part of
     the caller's, as gevent and eventlet have it, or can begin no more.
     """
+    with _starting:  # of two callers at a time each would make its own
+        return _new_thread_pool(num_threads)
+
+
+@lru_cache
+def _new_thread_pool(num_threads):
     all_started = threading.Barrier(num_threads)
 
     def start():
@@ -1859,7 +1879,9 @@ def _thread_pool(num_threads):
 
     try:
         ids = set(pool.map(own_id, range(num_threads)))
-    except RuntimeError:
+    except RuntimeError:  # which leaves those that began waiting for the others
+        all_started.abort()
+        pool.shutdown(wait=False)
         return None
     finally:
         torch.set_num_threads(num_threads)  # `start` has changed the default of threads to come, too
@@ -1869,8 +1891,16 @@ def _thread_pool(num_threads):
     return pool
 
 
-if hasattr(os, "register_at_fork"):  # where processes fork: the child has none of its parent's threads
-    os.register_at_fork(after_in_child=_thread_pool.cache_clear)
+def _forget_threads():
+    """In a child process, which has none of its parent's: neither those of a pool nor one that would end a start."""
+    global _starting
+    _starting = threading.Lock()
+    _new_thread_pool.cache_clear()
+
+
+_starting = threading.Lock()
+if hasattr(os, "register_at_fork"):  # where processes fork
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 def _without_gradients(inference_mode, function, args, kwargs):
@@ -1888,12 +1918,10 @@ def _without_gradients(inference_mode, function, args, kwargs):
 
 # Of one sum: a longer one is cut, or oneDNN's error would be more than twice MKL's.
 LONGEST_SUM = 1024
-# From so many rows on a product is worth the questions that are asked first.
-MIN_ROWS = 4 * ALIGNMENT
+# Of a gradient of a weight, which sums over the rows.
+LONGEST_SUM_OF_ROWS = 512
 # From so many rows on weights that are cut are worth their copy: on Zen 5, and on Zen 4.
 MIN_ROWS_CUT = 512, 2048
-# From so many on, rows that fill up the last `ALIGNMENT` cost less than the quicker product spares.
-MIN_ROWS_FILLED = 16 * ALIGNMENT
 
 
 def fastest(linear, states):
@@ -1922,14 +1950,25 @@ def fastest(linear, states):
         return linear
     if linear.in_features > LONGEST_SUM and states.shape[:-1].numel() < MIN_ROWS_CUT[amd_family() < ZEN_5]:
         return linear
-    needs_gradients = states.requires_grad or any(parameter.requires_grad for parameter in linear.parameters())
-    if torch.is_grad_enabled() and needs_gradients:
-        return partial(_with_gradients, linear)
-    return partial(_in_whole_tiles, linear, _parts(linear.weight))
+    # A weight that is cut is copied here, once for all parts of the states.
+    parts = None if torch.is_grad_enabled() else _parts(linear.weight)
+    return partial(_apply, linear, parts)
+
+
+def _apply(linear, parts, states):
+    """`linear(states)`, with the `parts` of its weight, or where they are `None` with gradients."""
+    if states.shape[-1] != linear.in_features:  # whose error is torch's
+        return linear(states)
+    rows = states.reshape(-1, states.shape[-1])
+    if parts is None:
+        result = _Product.apply(rows, linear.weight, linear.bias)
+    else:
+        result = _product_of_any(rows, linear.weight, parts, linear.bias)
+    return result.view(*states.shape[:-1], -1)
 
 
 def _is_exact(tensor):
-    return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.layout == torch.strided
 
 
 def _is_asked_for(states):
@@ -1942,55 +1981,29 @@ def _is_asked_for(states):
     return torch.get_float32_matmul_precision() == "highest"
 
 
-def _in_whole_tiles(linear, parts, states):
-    """`linear(states)`, for numbers of rows that are multiples of `ALIGNMENT`, so that there are few kernels."""
-    num_rows = states.shape[:-1].numel()
-    missing = -num_rows % ALIGNMENT
-    is_worth_it = num_rows >= (MIN_ROWS_FILLED if missing else MIN_ROWS)
-    if not is_worth_it or states.shape[-1] != linear.in_features:
-        return linear(states)
-    rows = states.reshape(num_rows, -1)
-    if missing:
-        rows = torch.nn.functional.pad(rows, (0, 0, 0, missing))
-    return _product(rows, parts, linear.bias)[:num_rows].view(*states.shape[:-1], -1)
-
-
-def _with_gradients(linear, states):
-    if states.shape[-1] != linear.in_features:
-        return linear(states)
-    rows = states.reshape(-1, states.shape[-1])
-    return _Product.apply(rows, linear.weight, linear.bias).view(*states.shape[:-1], -1)
-
-
 class _Product(torch.autograd.Function):
-    """
-    `rows @ weight.T + bias` with `rows` of shape `(n, k)`, `weight` `(m, k)` and `bias` `(m,)` or `None`. Its backward
-    pass is made of such products and so has one itself.
-    """
+    """`rows @ weight.T + bias` with `rows` of shape `(n, k)`, `weight` `(m, k)` and `bias` `(m,)` or `None`."""
 
     @staticmethod
     def forward(ctx, rows, weight, bias):
-        ctx.save_for_backward(rows, weight)
-        return _product(rows, _parts(weight), bias)
+        of_rows, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(rows if of_weight else None, weight if of_rows else None)
+        return _product_of_any(rows, weight, _parts(weight), bias)
 
     @staticmethod
     def backward(ctx, grad):
         rows, weight = ctx.saved_tensors
         of_rows, of_weight, of_bias = ctx.needs_input_grad
-        return (
-            _rows_times(grad, weight.t()) if of_rows else None,
-            _rows_times(grad.t(), rows.t(), is_quicker=amd_family() >= ZEN_5) if of_weight else None,
-            grad.sum(0) if of_bias else None,
-        )
-
-
-def _rows_times(rows, columns, is_quicker=True):
-    """`rows @ columns.T`; MKL is quicker on Zen 4 where both lie in memory by columns."""
-    if not is_quicker or not _is_asked_for(rows):
-        return rows @ columns.t()
-    if torch.is_grad_enabled():
-        return _Product.apply(rows, columns, None)
-    return _product(rows, _parts(columns), None)
+        is_quick = not torch.is_grad_enabled() and _is_asked_for(grad)  # else torch's, which have gradients themselves
+        grad_rows = grad_weight = None
+        if of_rows:
+            columns = weight.t()
+            grad_rows = _product_of_any(grad, columns, _parts(columns), None) if is_quick else grad @ weight
+        if of_weight:
+            # MKL is quicker on Zen 4 where both lie in memory by columns.
+            is_quick = is_quick and amd_family() >= ZEN_5
+            grad_weight = _product_over_rows(grad, rows) if is_quick else grad.t() @ rows
+        return grad_rows, grad_weight, grad.sum(0) if of_bias else None
 
 
 def _parts(weight):
@@ -1998,21 +2011,53 @@ def _parts(weight):
     `weight` (`m k`) cut into columns of at most `LONGEST_SUM`, each dense: for others oneDNN has no kernel and takes
     a thousand times as long.
     """
-    parts = weight.detach().chunk(-(-weight.shape[1] // LONGEST_SUM), 1)
-    return [part if part.is_contiguous() or part.t().is_contiguous() else part.contiguous() for part in parts]
+    return [_dense(part) for part in weight.detach().chunk(-(-weight.shape[1] // LONGEST_SUM), 1)]
+
+
+def _dense(matrix):
+    return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
+
+
+def _product_of_any(rows, weight, parts, bias):
+    """
+    `rows @ weight.T + bias`, `n m`, of any number of rows by few kernels: see [`aligned_sizes`]. What is left over is
+    MKL's.
+    """
+    sizes = aligned_sizes(len(rows))
+    if sizes == [len(rows)] and sizes[0] >= MIN_ROWS:
+        return _product(rows, parts, bias)
+    result = rows.new_empty(len(rows), len(weight))
+    for piece, out in zip(rows.split(sizes), result.split(sizes)):
+        if len(piece) >= MIN_ROWS:
+            out.copy_(_product(piece, parts, bias))
+        elif bias is None:
+            torch.mm(piece, weight.t(), out=out)
+        else:
+            torch.addmm(bias, piece, weight.t(), out=out)
+    return result
 
 
 def _product(rows, parts, bias):
     """`rows @ weight.T + bias`, `n m`, of the `parts` of the weight."""
-    if not (rows.is_contiguous() or rows.t().is_contiguous()):
-        rows = rows.contiguous()
-    result = None
+    rows, result = _dense(rows), None
     for columns, part in zip(rows.split([part.shape[1] for part in parts], 1), parts):
         if result is None:
             result = torch.ops.mkldnn._linear_pointwise(columns, part, bias, "none", [], "")
         else:
             result = torch.ops.mkldnn._linear_pointwise(columns, result, part, None, "add")
     return result
+
+
+def _product_over_rows(left, right):
+    """`left.T @ right`, `m k`, of `left` (`n m`) and `right` (`n k`)."""
+    num_whole = len(left) // LONGEST_SUM_OF_ROWS
+    result = left.new_zeros(left.shape[1], right.shape[1])
+    for i in range(num_whole):
+        piece = slice(i * LONGEST_SUM_OF_ROWS, (i + 1) * LONGEST_SUM_OF_ROWS)
+        columns, part = _dense(left[piece].t()), _dense(right[piece].t())
+        result = torch.ops.mkldnn._linear_pointwise(columns, result, part, None, "add")
+    rest = num_whole * LONGEST_SUM_OF_ROWS
+    return result.addmm_(left[rest:].t(), right[rest:])
 
 
 # ==== cpu/dropout ====================================================================================================
@@ -2353,20 +2398,31 @@ def key_mask(attention_mask, batch_size, length, padding, config, device, num_pr
     Raises:
         TypeError, ValueError: see [`check_mask`].
     """
+    hides_first_token = config.mask_first_token and not config.is_decoder  # whose texts may begin with padding
     # Asked last whether there is padding: compiled, that ties a graph to the answer.
-    if attention_mask is None and not config.mask_first_token and not is_open(length) and not padding:
+    if attention_mask is None and not hides_first_token and not is_open(length) and not padding:
         return None
     if attention_mask is None:
         mask = torch.ones(batch_size, length, dtype=torch.bool, device=device)
     else:
         check_mask(attention_mask, batch_size, length)
         mask = attention_mask.to(device) != 0
-    if config.mask_first_token:
-        mask = mask & (torch.arange(length, device=device) != num_prefix)
+    if hides_first_token:
+        mask = hide_token(mask, num_prefix)
     # Traced, the graph is to hold for all lengths and masks.
     if not is_tracing(mask) and not padding and mask.all():
         return None
     return pad(pad(mask, (0, padding), value=False), (config.num_global_tokens, 0), value=True)
+
+
+def hide_token(mask, place, key=None):
+    """
+    `mask` (`torch.BoolTensor` of shape `n T`) with `False` at `place`. Where it is `None`, all of `key` (`n h T d`)
+    may be seen else.
+    """
+    if mask is None:
+        mask = torch.ones(key.shape[0], key.shape[2], dtype=torch.bool, device=key.device)
+    return mask & (torch.arange(mask.shape[1], device=mask.device) != place)
 
 
 # ==== model/padded_rows ==============================================================================================
@@ -2716,10 +2772,13 @@ class LSGAttention(XLMRobertaSelfAttention):
             if layer is not None:
                 past, first_query = layer.sparse, layer.first_query
                 key, value = update(key, value)
+            num_globals = self.config.num_global_tokens
+            num_tokens = key.shape[2] - num_globals
             if mask is not None:  # of all tokens, of which the cache has the last
-                globals_mask, mask = mask.tensor_split([self.config.num_global_tokens], dim=1)
-                num_tokens = key.shape[2] - self.config.num_global_tokens
+                globals_mask, mask = mask.tensor_split([num_globals], dim=1)
                 mask = torch.cat([globals_mask, mask[:, mask.shape[1] - num_tokens :]], 1)
+            if self.config.mask_first_token and (layer is None or layer.cumulative_length == num_tokens):
+                mask = hide_token(mask, num_globals, key)
             inputs = CausalInputs(query, key, value, mask, past=past, first_query=first_query, **arguments)
             if layer is not None:
                 layer.forget(inputs)

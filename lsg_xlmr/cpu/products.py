@@ -13,17 +13,15 @@ from torch import nn
 
 from .libraries import ZEN_5, amd_family, prefers_onednn
 from .plain import TENSORS, is_untouched
-from .threads import ALIGNMENT, is_eager
+from .threads import MIN_ROWS, aligned_sizes, is_eager
 
 
 # Of one sum: a longer one is cut, or oneDNN's error would be more than twice MKL's.
 LONGEST_SUM = 1024
-# From so many rows on a product is worth the questions that are asked first.
-MIN_ROWS = 4 * ALIGNMENT
+# Of a gradient of a weight, which sums over the rows.
+LONGEST_SUM_OF_ROWS = 512
 # From so many rows on weights that are cut are worth their copy: on Zen 5, and on Zen 4.
 MIN_ROWS_CUT = 512, 2048
-# From so many on, rows that fill up the last `ALIGNMENT` cost less than the quicker product spares.
-MIN_ROWS_FILLED = 16 * ALIGNMENT
 
 
 def fastest(linear, states):
@@ -52,14 +50,25 @@ def fastest(linear, states):
         return linear
     if linear.in_features > LONGEST_SUM and states.shape[:-1].numel() < MIN_ROWS_CUT[amd_family() < ZEN_5]:
         return linear
-    needs_gradients = states.requires_grad or any(parameter.requires_grad for parameter in linear.parameters())
-    if torch.is_grad_enabled() and needs_gradients:
-        return partial(_with_gradients, linear)
-    return partial(_in_whole_tiles, linear, _parts(linear.weight))
+    # A weight that is cut is copied here, once for all parts of the states.
+    parts = None if torch.is_grad_enabled() else _parts(linear.weight)
+    return partial(_apply, linear, parts)
+
+
+def _apply(linear, parts, states):
+    """`linear(states)`, with the `parts` of its weight, or where they are `None` with gradients."""
+    if states.shape[-1] != linear.in_features:  # whose error is torch's
+        return linear(states)
+    rows = states.reshape(-1, states.shape[-1])
+    if parts is None:
+        result = _Product.apply(rows, linear.weight, linear.bias)
+    else:
+        result = _product_of_any(rows, linear.weight, parts, linear.bias)
+    return result.view(*states.shape[:-1], -1)
 
 
 def _is_exact(tensor):
-    return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.layout == torch.strided
 
 
 def _is_asked_for(states):
@@ -72,55 +81,29 @@ def _is_asked_for(states):
     return torch.get_float32_matmul_precision() == "highest"
 
 
-def _in_whole_tiles(linear, parts, states):
-    """`linear(states)`, for numbers of rows that are multiples of `ALIGNMENT`, so that there are few kernels."""
-    num_rows = states.shape[:-1].numel()
-    missing = -num_rows % ALIGNMENT
-    is_worth_it = num_rows >= (MIN_ROWS_FILLED if missing else MIN_ROWS)
-    if not is_worth_it or states.shape[-1] != linear.in_features:
-        return linear(states)
-    rows = states.reshape(num_rows, -1)
-    if missing:
-        rows = torch.nn.functional.pad(rows, (0, 0, 0, missing))
-    return _product(rows, parts, linear.bias)[:num_rows].view(*states.shape[:-1], -1)
-
-
-def _with_gradients(linear, states):
-    if states.shape[-1] != linear.in_features:
-        return linear(states)
-    rows = states.reshape(-1, states.shape[-1])
-    return _Product.apply(rows, linear.weight, linear.bias).view(*states.shape[:-1], -1)
-
-
 class _Product(torch.autograd.Function):
-    """
-    `rows @ weight.T + bias` with `rows` of shape `(n, k)`, `weight` `(m, k)` and `bias` `(m,)` or `None`. Its backward
-    pass is made of such products and so has one itself.
-    """
+    """`rows @ weight.T + bias` with `rows` of shape `(n, k)`, `weight` `(m, k)` and `bias` `(m,)` or `None`."""
 
     @staticmethod
     def forward(ctx, rows, weight, bias):
-        ctx.save_for_backward(rows, weight)
-        return _product(rows, _parts(weight), bias)
+        of_rows, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(rows if of_weight else None, weight if of_rows else None)
+        return _product_of_any(rows, weight, _parts(weight), bias)
 
     @staticmethod
     def backward(ctx, grad):
         rows, weight = ctx.saved_tensors
         of_rows, of_weight, of_bias = ctx.needs_input_grad
-        return (
-            _rows_times(grad, weight.t()) if of_rows else None,
-            _rows_times(grad.t(), rows.t(), is_quicker=amd_family() >= ZEN_5) if of_weight else None,
-            grad.sum(0) if of_bias else None,
-        )
-
-
-def _rows_times(rows, columns, is_quicker=True):
-    """`rows @ columns.T`; MKL is quicker on Zen 4 where both lie in memory by columns."""
-    if not is_quicker or not _is_asked_for(rows):
-        return rows @ columns.t()
-    if torch.is_grad_enabled():
-        return _Product.apply(rows, columns, None)
-    return _product(rows, _parts(columns), None)
+        is_quick = not torch.is_grad_enabled() and _is_asked_for(grad)  # else torch's, which have gradients themselves
+        grad_rows = grad_weight = None
+        if of_rows:
+            columns = weight.t()
+            grad_rows = _product_of_any(grad, columns, _parts(columns), None) if is_quick else grad @ weight
+        if of_weight:
+            # MKL is quicker on Zen 4 where both lie in memory by columns.
+            is_quick = is_quick and amd_family() >= ZEN_5
+            grad_weight = _product_over_rows(grad, rows) if is_quick else grad.t() @ rows
+        return grad_rows, grad_weight, grad.sum(0) if of_bias else None
 
 
 def _parts(weight):
@@ -128,18 +111,50 @@ def _parts(weight):
     `weight` (`m k`) cut into columns of at most `LONGEST_SUM`, each dense: for others oneDNN has no kernel and takes
     a thousand times as long.
     """
-    parts = weight.detach().chunk(-(-weight.shape[1] // LONGEST_SUM), 1)
-    return [part if part.is_contiguous() or part.t().is_contiguous() else part.contiguous() for part in parts]
+    return [_dense(part) for part in weight.detach().chunk(-(-weight.shape[1] // LONGEST_SUM), 1)]
+
+
+def _dense(matrix):
+    return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
+
+
+def _product_of_any(rows, weight, parts, bias):
+    """
+    `rows @ weight.T + bias`, `n m`, of any number of rows by few kernels: see [`aligned_sizes`]. What is left over is
+    MKL's.
+    """
+    sizes = aligned_sizes(len(rows))
+    if sizes == [len(rows)] and sizes[0] >= MIN_ROWS:
+        return _product(rows, parts, bias)
+    result = rows.new_empty(len(rows), len(weight))
+    for piece, out in zip(rows.split(sizes), result.split(sizes)):
+        if len(piece) >= MIN_ROWS:
+            out.copy_(_product(piece, parts, bias))
+        elif bias is None:
+            torch.mm(piece, weight.t(), out=out)
+        else:
+            torch.addmm(bias, piece, weight.t(), out=out)
+    return result
 
 
 def _product(rows, parts, bias):
     """`rows @ weight.T + bias`, `n m`, of the `parts` of the weight."""
-    if not (rows.is_contiguous() or rows.t().is_contiguous()):
-        rows = rows.contiguous()
-    result = None
+    rows, result = _dense(rows), None
     for columns, part in zip(rows.split([part.shape[1] for part in parts], 1), parts):
         if result is None:
             result = torch.ops.mkldnn._linear_pointwise(columns, part, bias, "none", [], "")
         else:
             result = torch.ops.mkldnn._linear_pointwise(columns, result, part, None, "add")
     return result
+
+
+def _product_over_rows(left, right):
+    """`left.T @ right`, `m k`, of `left` (`n m`) and `right` (`n k`)."""
+    num_whole = len(left) // LONGEST_SUM_OF_ROWS
+    result = left.new_zeros(left.shape[1], right.shape[1])
+    for i in range(num_whole):
+        piece = slice(i * LONGEST_SUM_OF_ROWS, (i + 1) * LONGEST_SUM_OF_ROWS)
+        columns, part = _dense(left[piece].t()), _dense(right[piece].t())
+        result = torch.ops.mkldnn._linear_pointwise(columns, result, part, None, "add")
+    rest = num_whole * LONGEST_SUM_OF_ROWS
+    return result.addmm_(left[rest:].t(), right[rest:])

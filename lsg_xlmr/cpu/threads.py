@@ -14,6 +14,7 @@ from collections import deque
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from functools import lru_cache
+from itertools import accumulate
 
 import torch
 from transformers.utils.import_utils import is_tracing
@@ -26,8 +27,9 @@ from .plain import TENSORS, is_plain
 PIECEWISE_DEVICES = ("cpu",)
 # In a piece on one thread, and in one whose operations all threads share.
 POSITIONS, POSITIONS_SHARED = 256, 1024
-# Where oneDNN serves, which has a kernel for every number of rows, pieces have multiples of so many, but for the last.
-ALIGNMENT = 32
+# Where oneDNN serves, which keeps half a megabyte or more for every number of rows it meets, pieces have multiples of
+# so many, from some on powers of two; the last, of fewer than it is worth, has what is left.
+ALIGNMENT, MAX_ROWS_ALIGNED, MIN_ROWS = 32, 512, 128
 
 
 def runs_in_pieces(x):
@@ -136,10 +138,13 @@ def in_pieces(function, modules, *states, num_results=1):
         return function(*states)
     num_positions, num_threads = states[0].shape[:2].numel(), num_parallel()
     size = POSITIONS_SHARED if num_threads == 1 else POSITIONS
-    num_pieces = max(1, round(num_positions / (size * num_threads))) * num_threads
-    unit = min(ALIGNMENT, size) if prefers_onednn() else 1
-    bounds = {round(num_positions * i / num_pieces / unit) * unit for i in range(1, num_pieces)}
-    bounds = sorted({*bounds, num_positions // unit * unit} - {0, num_positions})
+    if num_threads == 1 and prefers_onednn():
+        bounds = list(accumulate(aligned_sizes(num_positions, size)[:-1]))
+    else:
+        num_pieces = max(1, round(num_positions / (size * num_threads))) * num_threads
+        unit = min(ALIGNMENT, size) if prefers_onednn() else 1
+        bounds = {round(num_positions * i / num_pieces / unit) * unit for i in range(1, num_pieces)}
+        bounds = sorted({*bounds, num_positions // unit * unit} - {0, num_positions})
     if not bounds or not all(map(is_plain, modules)):
         return function(*states)
     results = [torch.empty_like(states[0], memory_format=torch.contiguous_format) for _ in range(num_results)]
@@ -153,15 +158,31 @@ def in_pieces(function, modules, *states, num_results=1):
     return results
 
 
+def aligned_sizes(num_rows, largest=None):
+    """`num_rows` as the sum of few numbers that are often met: see `ALIGNMENT`."""
+    sizes = []
+    while num_rows >= MIN_ROWS:
+        is_small = num_rows < MAX_ROWS_ALIGNED
+        size = num_rows // ALIGNMENT * ALIGNMENT if is_small else 1 << (num_rows.bit_length() - 1)
+        sizes.append(min(size, largest or size))
+        num_rows -= sizes[-1]
+    return [*sizes, num_rows] if num_rows or not sizes else sizes
+
+
 _own = threading.local()  # set in threads of ours: their pool, its size, and what tells that they are to end
 
 
-@lru_cache
 def _thread_pool(num_threads):
     """
     `num_threads` threads on which torch's operations are not cut into parts; `None` where a thread would be a part of
     the caller's, as gevent and eventlet have it, or can begin no more.
     """
+    with _starting:  # of two callers at a time each would make its own
+        return _new_thread_pool(num_threads)
+
+
+@lru_cache
+def _new_thread_pool(num_threads):
     all_started = threading.Barrier(num_threads)
 
     def start():
@@ -177,7 +198,9 @@ def _thread_pool(num_threads):
 
     try:
         ids = set(pool.map(own_id, range(num_threads)))
-    except RuntimeError:
+    except RuntimeError:  # which leaves those that began waiting for the others
+        all_started.abort()
+        pool.shutdown(wait=False)
         return None
     finally:
         torch.set_num_threads(num_threads)  # `start` has changed the default of threads to come, too
@@ -187,8 +210,16 @@ def _thread_pool(num_threads):
     return pool
 
 
-if hasattr(os, "register_at_fork"):  # where processes fork: the child has none of its parent's threads
-    os.register_at_fork(after_in_child=_thread_pool.cache_clear)
+def _forget_threads():
+    """In a child process, which has none of its parent's: neither those of a pool nor one that would end a start."""
+    global _starting
+    _starting = threading.Lock()
+    _new_thread_pool.cache_clear()
+
+
+_starting = threading.Lock()
+if hasattr(os, "register_at_fork"):  # where processes fork
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 def _without_gradients(inference_mode, function, args, kwargs):

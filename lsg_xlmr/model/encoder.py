@@ -27,7 +27,7 @@ from ..cpu.threads import has_own_threads, in_pieces, run_on_own_threads
 from .cache import CACHE, LSGCacheLayer, self_attention_cache
 from .checks import check_states
 from .dense import LSGIntermediate, LSGOutput, LSGSelfOutput
-from .mask import key_mask
+from .mask import hide_token, key_mask
 from .padded_rows import attend_from_first_tokens
 
 
@@ -115,10 +115,13 @@ class LSGAttention(XLMRobertaSelfAttention):
             if layer is not None:
                 past, first_query = layer.sparse, layer.first_query
                 key, value = update(key, value)
+            num_globals = self.config.num_global_tokens
+            num_tokens = key.shape[2] - num_globals
             if mask is not None:  # of all tokens, of which the cache has the last
-                globals_mask, mask = mask.tensor_split([self.config.num_global_tokens], dim=1)
-                num_tokens = key.shape[2] - self.config.num_global_tokens
+                globals_mask, mask = mask.tensor_split([num_globals], dim=1)
                 mask = torch.cat([globals_mask, mask[:, mask.shape[1] - num_tokens :]], 1)
+            if self.config.mask_first_token and (layer is None or layer.cumulative_length == num_tokens):
+                mask = hide_token(mask, num_globals, key)
             inputs = CausalInputs(query, key, value, mask, past=past, first_query=first_query, **arguments)
             if layer is not None:
                 layer.forget(inputs)

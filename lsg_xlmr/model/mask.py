@@ -24,17 +24,28 @@ def key_mask(attention_mask, batch_size, length, padding, config, device, num_pr
     Raises:
         TypeError, ValueError: see [`check_mask`].
     """
+    hides_first_token = config.mask_first_token and not config.is_decoder  # whose texts may begin with padding
     # Asked last whether there is padding: compiled, that ties a graph to the answer.
-    if attention_mask is None and not config.mask_first_token and not is_open(length) and not padding:
+    if attention_mask is None and not hides_first_token and not is_open(length) and not padding:
         return None
     if attention_mask is None:
         mask = torch.ones(batch_size, length, dtype=torch.bool, device=device)
     else:
         check_mask(attention_mask, batch_size, length)
         mask = attention_mask.to(device) != 0
-    if config.mask_first_token:
-        mask = mask & (torch.arange(length, device=device) != num_prefix)
+    if hides_first_token:
+        mask = hide_token(mask, num_prefix)
     # Traced, the graph is to hold for all lengths and masks.
     if not is_tracing(mask) and not padding and mask.all():
         return None
     return pad(pad(mask, (0, padding), value=False), (config.num_global_tokens, 0), value=True)
+
+
+def hide_token(mask, place, key=None):
+    """
+    `mask` (`torch.BoolTensor` of shape `n T`) with `False` at `place`. Where it is `None`, all of `key` (`n h T d`)
+    may be seen else.
+    """
+    if mask is None:
+        mask = torch.ones(key.shape[0], key.shape[2], dtype=torch.bool, device=key.device)
+    return mask & (torch.arange(mask.shape[1], device=mask.device) != place)

@@ -60,7 +60,7 @@ def relative_error(found, expected):
 def test_as_exact_as_torch(num_rows, in_features, bias, shapes):
     module, states = make(in_features, 48, bias), torch.randn(num_rows, in_features)
     found = fastest(module, states)(states)
-    assert shapes == [(-(-num_rows // 32) * 32, in_features)]
+    assert shapes == [(size, in_features) for size in ({700: [512, 160], 544: [512]}.get(num_rows, [num_rows]))]
     assert found.shape == (num_rows, 48) and found.is_contiguous()
     exact = linear(states.double(), module.weight.double(), module.bias.double() if bias else None)
     # Of the kernels that serve: those of other CPUs add up in other orders.
@@ -98,6 +98,14 @@ OTHERS = {
         for name in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook")
     },
 }
+
+
+@torch.no_grad()
+def test_sparse_weights_are_torch_s():
+    module, states = make(64, 96), torch.randn(128, 64)
+    expected = module(states)
+    module.weight = nn.Parameter(module.weight.to_sparse_csr(), requires_grad=False)
+    torch.testing.assert_close(fastest(module, states)(states), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -165,8 +173,8 @@ def test_the_feed_forward_part_is_done_so_too(tiny_config, shapes):
         shapes.clear()
         LSGLayer(config).eval().feed_forward_chunk(torch.randn(1, length, 32))
         # The weight of the second half is copied, which some positions are not worth.
-        assert shapes[:1] == [(length, 32)]
-        assert ((length, 1100) in shapes) is (length == 544)
+        assert shapes[:1] == [(min(length, 512), 32)]
+        assert ((512, 1100) in shapes) is (length == 544)
 
 
 @pytest.mark.parametrize("intermediate_size", [37, 1100])
@@ -259,6 +267,62 @@ def test_weights_changed_between_forward_and_backward_are_noticed():
         module.weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         found.sum().backward()
+
+
+@pytest.mark.parametrize("family", [25, 26])
+def test_few_numbers_of_rows_in_training(shapes, monkeypatch, family):
+    monkeypatch.setattr(products, "amd_family", lambda: family)
+    module = make(24, 40)
+    for num_rows in (*range(128, 520, 30), 600, 770, 1030, 1300):
+        states = torch.randn(num_rows, 24, requires_grad=True)
+        fastest(module, states)(states).sum().backward()
+    assert {num_rows for num_rows, _ in shapes} <= {*range(128, 512, 32), 512, 1024}
+
+
+@pytest.mark.parametrize("family", [25, 26])
+@pytest.mark.parametrize("num_rows", [128, 500, 1300])
+def test_gradients_of_any_number_of_rows(monkeypatch, family, num_rows):
+    monkeypatch.setattr(products, "amd_family", lambda: family)
+    module, states = make(64, 96), torch.randn(num_rows, 64, requires_grad=True)
+    inputs = states, module.weight, module.bias
+    weights = torch.randn(num_rows, 96)
+    found, expected = (
+        torch.autograd.grad((product(states) * weights).sum(), inputs) for product in (fastest(module, states), module)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["intermediate", "output", "attention"])
+@pytest.mark.parametrize("intermediate_size", [37, 1100])
+def test_gradients_where_one_part_alone_is_trained(tiny_config, token_ids, monkeypatch, part, intermediate_size):
+    """What the second half of the feed-forward part is given may take gradients where the layer's input does not."""
+    config = tiny_config(intermediate_size=intermediate_size, num_hidden_layers=1, max_position_embeddings=600)
+    model, input_ids = LSGXLMRobertaModel(config).eval(), token_ids(1, 544)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(f"layer.0.{part}.dense" in name or f"layer.0.{part}.self" in name)
+    wanted, grads = [x for x in model.parameters() if x.requires_grad], []
+    weights = torch.randn(1, 544, 32)
+    for prefers in (True, False):
+        for module in (products, threads):
+            monkeypatch.setattr(module, "prefers_onednn", lambda prefers=prefers: prefers)
+        grads.append(torch.autograd.grad((model(input_ids).last_hidden_state * weights).sum(), wanted))
+    assert all(grad.abs().max() > 1e-3 for grad in grads[0] if grad.dim() > 1)
+    torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_kept_for_the_backward_pass_is_what_torch_keeps():
+    module, states = make(64, 96), torch.randn(128, 64, requires_grad=True)
+    kept = []
+    for frozen in ((), ("weight",), ("weight", "bias")):
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        sizes = []
+        for product in (fastest(module, states), module):
+            with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes[-1].append(x.numel()) or x, lambda x: x):
+                sizes.append([])
+                product(states)
+        kept.append([sum(x) for x in sizes])
+    assert [ours for ours, _ in kept] == [theirs for _, theirs in kept]
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])

@@ -291,6 +291,44 @@ def test_greenlets_are_no_threads(package, patch, wait):
     assert done.stdout.split() == ["3", "1", "2"]
 
 
+FIRST_CALLS = """
+import threading
+import torch
+from lsg_xlmr.cpu.threads import num_parallel, run_on_own_threads
+
+class FewThreads(threading.Thread):
+    def start(self):
+        if FAILING and self.name.startswith("lsg") and self.name.endswith("1"):
+            raise RuntimeError("can't start new thread")
+        super().start()
+
+threading.Thread, FAILING = FewThreads, {failing}
+torch.set_num_threads(2)
+together, found = threading.Barrier(16), []
+
+def call():
+    torch.get_num_threads()
+    together.wait()
+    found.append((run_on_own_threads(num_parallel), torch.get_num_threads()))
+
+callers = [threading.Thread(target=call) for _ in range(16)]
+for caller in callers:
+    caller.start()
+for caller in callers:
+    caller.join()
+print(set(found), sum(thread.name.startswith("lsg") for thread in threading.enumerate()))
+"""
+
+
+@pytest.mark.parametrize("failing, printed", [(False, "{(2, 2)} 2"), (True, "{(1, 2)} 0")])
+def test_first_calls_at_the_same_time_start_one_set_of_threads(failing, printed):
+    """And where the system gives no second thread, the work is done on the callers', and the process ends."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", FIRST_CALLS.replace("{failing}", str(failing))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.strip() == printed, done.stdout + done.stderr[-2000:]
+
+
 AT_THE_END = """
 import atexit, sys
 import torch

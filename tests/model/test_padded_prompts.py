@@ -128,3 +128,34 @@ def test_attention_weights(decoder, texts):
         for layer, expected in zip(found, alone):
             torch.testing.assert_close(layer[i, :, -text.shape[1] :, -text.shape[1] :], expected[0], rtol=0, atol=1e-5)
             assert not layer[i, :, -text.shape[1] :, : -text.shape[1]].any()
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("sparsity_type", ["none", "norm", "bos_pooling", "lsh"])
+@torch.no_grad()
+def test_a_first_token_that_is_no_key(decoder, texts, sparsity_type, implementation):
+    """It is each text's own, not that of the padding, and no padding itself."""
+    fields = {"sparsity_type": sparsity_type, "attn_implementation": implementation}
+    model, visible = decoder(mask_first_token=True, **fields), decoder(**fields)
+    visible.load_state_dict(model.state_dict())
+    batch = padded(texts, 70)
+    at_once = model(**batch, use_cache=False).logits
+    cached = model(**batch, use_cache=True).logits
+    for text, *rows in zip(texts, at_once, cached):
+        alone = model(text, use_cache=False).logits[0]
+        torch.testing.assert_close(model(text, use_cache=True).logits[0], alone, rtol=0, atol=1e-5)
+        for row in rows:
+            torch.testing.assert_close(row[-len(alone) :], alone, rtol=0, atol=1e-5)
+        # Its query sees the globals alone, and no token sees it: as if the others were all there is.
+        torch.testing.assert_close(model(text[:, :1], use_cache=False).logits[0], alone[:1], rtol=0, atol=1e-5)
+        changed = text.clone()
+        changed[:, -1] = text[:, -1] % 90 + 5
+        torch.testing.assert_close(model(changed, use_cache=False).logits[0, 0], alone[0], rtol=0, atol=1e-5)
+        assert (visible(text, use_cache=False).logits[0] - alone).abs().max() > 1e-3
+        changed = text.clone()
+        changed[:, 0] = text[:, 0] % 90 + 5
+        if sparsity_type != "bos_pooling":  # which weighs by its query
+            found = model(changed, use_cache=False).logits[0, 1:]
+            torch.testing.assert_close(found, alone[1:], rtol=0, atol=1e-5)
+    expected = model.generate(texts[0][:, :1], max_new_tokens=40, do_sample=False, use_cache=False)
+    assert torch.equal(model.generate(texts[0][:, :1], max_new_tokens=40, do_sample=False), expected)
