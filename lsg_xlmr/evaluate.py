@@ -18,6 +18,7 @@ from .arguments import Parser, dictionary
 from .cli import Stopped, quiet, stoppable
 from .evaluation.classes import Classes
 from .evaluation.documents import fingerprint, read_documents
+from .evaluation.embedding import POOLINGS
 from .evaluation.folder import MEASURED, open_folder, write_report
 from .evaluation.known import read_labels, read_pairs
 from .evaluation.masked_words import MaskedWords
@@ -27,7 +28,7 @@ from .evaluation.sample import sample
 from .evaluation.spans import Spans
 from .evaluation.subject import SETTINGS, USUAL, Subject
 from .evaluation.tags import Tags
-from .evaluation.vectors import POOLINGS, Vectors
+from .evaluation.vectors import Vectors
 from .version import __version__
 
 

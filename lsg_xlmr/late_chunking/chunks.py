@@ -75,7 +75,7 @@ def late_chunks(
     """
     texts = _checked(texts, window, spans, batch_size)
     embedder = Embedder(model, tokenizer, prompt)
-    texts = [Text(text, embedder) for text in texts]
+    texts = [Text(text, embedder.tokenizer, embedder.prompt) for text in texts]
     if spans is None:
         chunks = [text.windows(window) for text in texts]
         spans = [[text.span(*chunk) for chunk in of_text] for text, of_text in zip(texts, chunks)]

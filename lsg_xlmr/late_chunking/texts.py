@@ -13,9 +13,9 @@ NOT_BLANK = re.compile(r"\S")
 class Text:
     """The tokens of a text: `ids`, of which the first `head` and the last `tail` are the prompt's and special ones."""
 
-    def __init__(self, text, embedder):
-        whole = embedder.prompt + text
-        found = embedder.tokenizer(
+    def __init__(self, text, tokenizer, prompt=""):
+        whole = prompt + text
+        found = tokenizer(
             whole,
             padding=False,
             truncation=False,
@@ -23,7 +23,7 @@ class Text:
             return_special_tokens_mask=True,
             verbose=False,
         )
-        self.length, shift = len(text), len(embedder.prompt)
+        self.length, shift = len(text), len(prompt)
         self.ids, is_special = found["input_ids"], found["special_tokens_mask"]
         count = len(self.ids)
         before = next((i for i in range(count) if not is_special[i]), count)

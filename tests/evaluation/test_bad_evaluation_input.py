@@ -140,6 +140,10 @@ def test_pairs(name, source, write_pairs, capsys):
             ["--architecture", "XLMRobertaModel", "--prompts", "{'passages': 'passage: '}"],
             "--prompts has 'passages': 'passage: ', and takes a text for query and one for document or",
         ),
+        (
+            ["--architecture", "XLMRobertaModel", "--prompts", f"{{'document': '{'passage: ' * 20}'}}"],
+            "which leaves less than half of the 64 that the source reads for the text: shorten it",
+        ),
         (["--output", "."], "--output . holds something else"),
         (["--output", "source/new"], "--output source/new lies in source, which is read: name a folder outside"),
     ],

@@ -89,7 +89,7 @@ def test_the_nearest_document_counts():
         {"id": "b", "one": packed(east), "chunks": packed(both), "questions": packed(east)},
     ]
     head = Vectors.__new__(Vectors)
-    head.similarity = "cosine"
+    head.similarity, head.pairs = "cosine", None
     found, vectors = head._found(records, "one")
     assert found == {"a 0": (0, 1), "a 1": (1, 1), "b 0": (1, 1)} and vectors == 1
     found, vectors = head._found(records, "chunks")
@@ -123,6 +123,18 @@ def test_tags_stand_at_the_first_token_of_each_word(subject, documents):
     assert item.extra["tags"] == tags
     count = Tags(subject, [], labels={"a": tags})._counts(item, [1] * len(tokens))
     assert count["right"] == sum(tag == 1 for tag in tags)
+
+
+@torch.no_grad()
+def test_the_tags_of_special_tokens_do_not_count(subject, documents):
+    head = Tags(subject("XLMRobertaForTokenClassification"), [])
+    item = head.item(Document("a", documents()[0]["text"]))
+    way = next(iter(head.source_ways()))
+    model = way.load()
+    tags = head.read(model, way, item)["tags"]
+    states = way.hidden_states(model, item.input_ids)[1:-1]
+    assert tags == model.classifier(states).argmax(-1).tolist() and len(tags) == len(item.input_ids) - 2
+    assert len(head.short(model, item, 40)) == 38
 
 
 @pytest.mark.slow
