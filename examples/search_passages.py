@@ -172,6 +172,11 @@ def main():
     model = kind.model(args.model)
     if args.pooling and args.kind == "dense":
         model = SentenceTransformer(modules=[model[0], Pooling(model.get_embedding_dimension(), args.pooling)])
+    if args.window:
+        try:
+            late_chunks(model, ["Rome"], window=args.window)
+        except ValueError as error:  # its pooling, before any work is done
+            parser.error(f"--window: {error}")
     tested = queries_and_passages(model.tokenizer, args.tested, args.seed)
     print(
         f"source, first {model.get_max_seq_length()} tokens: {found_first(model, *tested):.1%} found first", flush=True

@@ -99,6 +99,9 @@ class Vectors(Head):
         extra = {"questions": questions, "windows": windows}
         return LongText(document.id, torch.tensor(text.ids), text.head, extra)
 
+    def questions(self, text):
+        return len(text.extra["questions"])
+
     def source_ways(self):
         chunks, *others = self.subject.source_ways("chunks", "truncated", "sliding")
         self.chunks = chunks.name
@@ -167,14 +170,26 @@ class Vectors(Head):
         yield several
 
     def _found(self, records, kind):
-        """`({question: (found first, 1)}, vectors a document)`"""
+        """
+        `({question: (found first, 1)}, vectors a document)`. A question of several documents is asked once, and any
+        of them will do.
+        """
         index = [self._scaled(unpacked(record[kind])) for record in records]
         of = torch.tensor([i for i, vectors in enumerate(index) for _ in vectors])
-        index, found = torch.cat(index), {}
-        for i, record in enumerate(records):
-            if "questions" in record:
-                nearest = (self._scaled(unpacked(record["questions"])) @ index.T).argmax(-1)
-                found |= {f"{record['id']} {n}": (int(of[j] == i), 1) for n, j in enumerate(nearest.tolist())}
+        index, found, asked, answers = torch.cat(index), {}, set(), {}
+        for document, questions in (self.pairs or {}).items():
+            for question in questions:
+                answers.setdefault(question.text, set()).add(document)
+        for record in records:
+            if "questions" not in record:
+                continue
+            nearest = (self._scaled(unpacked(record["questions"])) @ index.T).argmax(-1)
+            for n, place in enumerate(of[nearest].tolist()):
+                unit = f"{record['id']} {n}"
+                question = self.pairs[record["id"]][n].text if self.pairs else unit
+                if question not in asked:
+                    found[unit] = (int(records[place]["id"] in answers.get(question, {record["id"]})), 1)
+                asked.add(question)
         return found, len(of) / max(1, len(records))
 
 
