@@ -23,9 +23,8 @@ def open_folder(folder, asked, read):
     """
     file = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
     if file:
-        raise ValueError(
-            f"--output {folder} {'is' if file == folder else f'lies in {file}, which is'} a file: name a folder."
-        )
+        where = "is" if file == folder else f"lies in {file}, which is"
+        raise ValueError(f"--output {folder} {where} a file: name a folder.")
     for other in read:
         if folder.resolve().is_relative_to(other.resolve()):
             raise ValueError(f"--output {folder} lies in {other}, which is read: name a folder outside.")

@@ -37,8 +37,8 @@ class Report:
             self.notes.append(f"There was too little time for {', '.join(left)}: run the same command again.")
         if len(units) < len(items):
             self.notes.append(
-                f"{len(items) - len(units)} of {counted(len(items), head.unit)} were left out for want of time: run the same "
-                "command again, and it goes on."
+                f"{len(items) - len(units)} of {counted(len(items), head.unit)} were left out for want of time: run "
+                "the same command again, and it goes on."
             )
         self.scores = [score for score in head.scores(self.measured) if score.units]
         self.seconds = {way: median(x["seconds"] for x in records.values()) for way, records in self.measured.items()}
@@ -96,8 +96,9 @@ class Report:
         subject, texts = self.head.subject, self.items
         tokens = sorted(len(text.input_ids) for text in texts)
         yield (
-            f"{subject.name} as {subject.architecture.removeprefix('LSG')}: reads {subject.short} tokens, converted "
-            f"{subject.length}. {counted(len(texts), self.head.unit)} of {tokens[0]} to {tokens[-1]} tokens; float32, CPU."
+            f"{subject.name} as {subject.architecture.removeprefix('LSG')}: reads {subject.short} tokens, "
+            f"converted {subject.length}. {counted(len(texts), self.head.unit)} of {tokens[0]} to {tokens[-1]} "
+            "tokens; float32, CPU."
         )
         yield from (*self.head.told(), *self.notes)
         if self.short:

@@ -32,6 +32,8 @@ class Embedder:
                 f"`tokenizer` must be a fast one, which knows the characters of its tokens, got "
                 f"{type(tokenizer).__name__}: AutoTokenizer.from_pretrained of the model's folder gives one."
             )
+        if not isinstance(prompt, (str, type(None))):
+            raise TypeError(f"`prompt` must be a str, got {prompt!r}.")
         self.tokenizer, self.prompt = tokenizer, prompt or ""
 
     def _check_pooling(self):
