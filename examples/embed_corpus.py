@@ -116,7 +116,11 @@ def main():
     parser.add_argument("--corpus", type=Path, required=True, help="folder of Parquet or JSONL files")
     parser.add_argument("--output", type=Path, required=True, help="folder of the Parquet files to write")
     parser.add_argument("--pooling", choices=("mean", "cls"), default="mean", help="default: %(default)s")
-    parser.add_argument("--window", type=int, help="tokens in a late chunk (default: one vector of a document)")
+    parser.add_argument(
+        "--window",
+        type=int,
+        help="tokens in a late chunk at most, but for those that share a character (default: one vector of a document)",
+    )
     parser.add_argument("--batch_size", type=int, default=4, help="texts at a time (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="cores of each process (default: %(default)s)")

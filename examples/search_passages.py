@@ -12,7 +12,7 @@ trained on long pairs for some steps.
 sentence-transformers puts its usual modules. A passage tells of one country, in a stretch that stands anywhere among
 sentences about others; the query is a sentence about that country which is not in the passage. Both
 models are written to `--output`. With `--window` the converted models give several vectors of a passage, late chunks
-of so many tokens, of which the one nearest to the query counts; training is as without.
+of about so many tokens, of which the one nearest to the query counts; training is as without.
 """
 
 import argparse
@@ -155,7 +155,11 @@ def main():
     parser.add_argument("--kind", choices=KINDS, default="dense", help="default: %(default)s")
     parser.add_argument("--model", default=str(TINY), help="folder or hub name (default: the small checkpoint)")
     parser.add_argument("--pooling", choices=("mean", "cls"), help="of a dense embedder; by default the model's own")
-    parser.add_argument("--window", type=int, help="tokens in a late chunk (default: one vector of a passage)")
+    parser.add_argument(
+        "--window",
+        type=int,
+        help="tokens in a late chunk at most, but for those that share a character (default: one vector of a passage)",
+    )
     parser.add_argument("--output", type=Path, required=True, help="new folder for the two models")
     parser.add_argument("--tested", type=int, default=28, help="passages to search among (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=40, help="default: %(default)s")
