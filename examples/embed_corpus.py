@@ -119,7 +119,7 @@ def main():
     parser.add_argument(
         "--window",
         type=int,
-        help="tokens in a late chunk at most, but for those that share a character (default: one vector of a document)",
+        help="tokens in a late chunk at most, but for those that share a character (if not given: one vector)",
     )
     parser.add_argument("--batch_size", type=int, default=4, help="texts at a time (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
@@ -128,9 +128,13 @@ def main():
     args = parser.parse_args()
     if args.window is not None and (args.window < 1 or args.pooling != "mean"):
         parser.error(f"--window takes 1 or more tokens and --pooling mean, got {args.window} and {args.pooling}")
-    files = sorted(path for path in args.corpus.glob("*") if path.suffix.lower() in READERS)
+    there = sorted(path for path in args.corpus.glob("*") if path.is_file() and not path.name.startswith("."))
+    files = [path for path in there if path.suffix.lower() in READERS]
     if not files:
         parser.error(f"--corpus {args.corpus} holds no file that ends in {' or '.join(READERS)}")
+    if len(there) > len(files):
+        others = ", ".join(path.name for path in there if path not in files)
+        print(f"Not read, since they end in neither {' nor '.join(READERS)}: {others}.", flush=True)
     args.output.mkdir(parents=True, exist_ok=True)
     missing = [path for path in files if not target_of(path, args.output).exists()]
     print(f"{len(files) - len(missing)} of {len(files)} files are embedded already.", flush=True)

@@ -158,7 +158,7 @@ def main():
     parser.add_argument(
         "--window",
         type=int,
-        help="tokens in a late chunk at most, but for those that share a character (default: one vector of a passage)",
+        help="tokens in a late chunk at most, but for those that share a character (if not given: one vector)",
     )
     parser.add_argument("--output", type=Path, required=True, help="new folder for the two models")
     parser.add_argument("--tested", type=int, default=28, help="passages to search among (default: %(default)s)")

@@ -27,17 +27,12 @@ class Corpus:
     passed_over: list[str] = field(default_factory=list)  # names of files of other kinds
 
     def told(self):
-        """What is left out (`list[str]`), to be said."""
-        kinds = ", ".join(TEXTS + TABLES)
-        return [
-            *[f"Without text, and left out: {counted(len(self.blank), 'documents')} ({shortened(self.blank)})."]
-            * bool(self.blank),
-            *[
-                f"Not read, since their names end in none of {kinds}: {counted(len(self.passed_over), 'files')} "
-                f"({shortened(self.passed_over)})."
-            ]
-            * bool(self.passed_over),
-        ]
+        """Yields what is left out (`str`), to be said."""
+        if self.blank:
+            yield f"Without text, and left out: {counted(len(self.blank), 'documents')} ({shortened(self.blank)})."
+        if self.passed_over:
+            files = f"{counted(len(self.passed_over), 'files')} ({shortened(self.passed_over)})"
+            yield f"Not read, since their names end in none of {', '.join(TEXTS + TABLES)}: {files}."
 
 
 def read_documents(path):
@@ -64,6 +59,8 @@ def read_documents(path):
         if path.is_dir() and file.suffix.lower() not in TEXTS + TABLES:
             corpus.passed_over.append(name)
             continue
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise ValueError(f"The name of the file {name!r} is not UTF-8: rename it.")
         for document in _documents_of(file, name):
             if document.id in ids:
                 raise ValueError(f"Two documents have the id {document.id!r}: each must have its own.")

@@ -178,8 +178,10 @@ def test_an_empty_file_and_an_ending_in_capitals(folder, start, finish):
 
     (folder / "odd").mkdir()
     (folder / "odd" / "none.jsonl").touch()
+    (folder / "odd" / "part.json").touch()
     (folder / "odd" / "part.JSONL").write_text(json.dumps({"id": "2024-01-02", "text": "Rome is old."}))
-    assert "1 documents" in finish(start("odd-vectors", "--corpus", "odd"))
+    told = finish(start("odd-vectors", "--corpus", "odd"))
+    assert "Not read, since they end in neither .parquet nor .jsonl: part.json." in told and "1 documents" in told
     (row,) = pq.read_table(folder / "odd-vectors" / "part.JSONL.parquet").to_pylist()
     assert row["id"] == "2024-01-02" and len(row["embedding"]) == 128
     assert pq.read_table(folder / "odd-vectors" / "none.jsonl.parquet").to_pylist() == []

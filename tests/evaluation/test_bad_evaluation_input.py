@@ -33,6 +33,14 @@ DOCUMENTS = {
         ),
         "it takes files that end in .txt, .md, .jsonl, .parquet",
     ),
+    "a name not in UTF-8": (
+        lambda: (
+            Path("documents.jsonl").unlink(),
+            Path("documents.jsonl").mkdir(),
+            Path("documents.jsonl/caf\udce9.txt").write_text(TEXT),
+        ),
+        r"The name of the file 'caf\udce9.txt' is not UTF-8: rename it.",
+    ),
     "not UTF-8": (
         lambda: Path("documents.jsonl").write_bytes(b'{"text": "caf\xe9"}\n'),
         "documents.jsonl is not UTF-8 (byte 13 is 0xe9): convert it",

@@ -299,7 +299,7 @@ def test_documents_of_every_kind(tmp_path):
     corpus = read_documents(tmp_path)
     found = corpus.documents
     assert corpus.blank == ["rows.JSONL:4"] and corpus.passed_over == ["in/more.jsonl.gz", "more.csv"]
-    assert corpus.told() == [
+    assert [*corpus.told()] == [
         "Without text, and left out: 1 document (rows.JSONL:4).",
         "Not read, since their names end in none of .txt, .md, .jsonl, .parquet: 2 files (in/more.jsonl.gz, "
         "more.csv).",
