@@ -10,8 +10,8 @@ of `--output` with `id` and `embedding`, written whole or not at all. Killed and
 the files that are missing. On a cluster all three folders must be seen by every machine.
 
 With `--window 128` a document has several rows, `id`, `start`, `end` and `embedding`: late chunks of at most so many
-tokens, with where they begin and end in characters. A document longer than what the model takes is read to its end,
-in passes; without `--window` it is cut.
+tokens (more where a character is of several), with where they begin and end in characters. A document longer than
+what the model takes is read to its end, in passes; without `--window` it is cut.
 """
 
 import argparse
@@ -27,15 +27,23 @@ from transformers import AutoModel, AutoTokenizer
 
 with ecosystem():
     import pyarrow as pa
-    import pyarrow.json
     import pyarrow.parquet as pq
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
 from lsg_xlmr import late_chunks
+from lsg_xlmr.evaluation.documents import read_rows
 
 
-READERS = {".parquet": pq.read_table, ".jsonl": pa.json.read_json}
+def read_jsonl(path):
+    """The columns `id`, as it stands there, and `text` (`pyarrow.Table`)."""
+    # Arrow's own reader would take ids such as 2024-01-02 for times, and no line longer than its blocks.
+    rows = [row for _, row in read_rows(path, ("id", "text"))]
+    ids = pa.array([row["id"] for row in rows]) if rows else pa.array([], pa.string())
+    return pa.table({"id": ids, "text": pa.array([row["text"] for row in rows], pa.string())})
+
+
+READERS = {".parquet": pq.read_table, ".jsonl": read_jsonl}
 
 
 class Embedder:
@@ -51,7 +59,7 @@ class Embedder:
     def __call__(self, batch):
         """`{"path": [file]}` to the file's documents, tokens and seconds."""
         path, start = Path(str(batch["path"][0])), time.perf_counter()
-        table = READERS[path.suffix](path)
+        table = READERS[path.suffix.lower()](path)
         rows, tokens = (self._late_chunks if self.window else self._vectors)(table["text"].to_pylist())
         embeddings = pa.array(rows.pop("embedding"), pa.list_(pa.float32()))
         columns = {name: pa.array(numbers, pa.int64()) for name, numbers in rows.items()}
@@ -108,7 +116,11 @@ def main():
     parser.add_argument("--corpus", type=Path, required=True, help="folder of Parquet or JSONL files")
     parser.add_argument("--output", type=Path, required=True, help="folder of the Parquet files to write")
     parser.add_argument("--pooling", choices=("mean", "cls"), default="mean", help="default: %(default)s")
-    parser.add_argument("--window", type=int, help="tokens in a late chunk (default: one vector of a document)")
+    parser.add_argument(
+        "--window",
+        type=int,
+        help="tokens in a late chunk at most, but for those that share a character (if not given: one vector)",
+    )
     parser.add_argument("--batch_size", type=int, default=4, help="texts at a time (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="cores of each process (default: %(default)s)")
@@ -116,9 +128,13 @@ def main():
     args = parser.parse_args()
     if args.window is not None and (args.window < 1 or args.pooling != "mean"):
         parser.error(f"--window takes 1 or more tokens and --pooling mean, got {args.window} and {args.pooling}")
-    files = sorted(path for path in args.corpus.glob("*") if path.suffix in READERS)
+    there = sorted(path for path in args.corpus.glob("*") if path.is_file() and not path.name.startswith("."))
+    files = [path for path in there if path.suffix.lower() in READERS]
     if not files:
         parser.error(f"--corpus {args.corpus} holds no file that ends in {' or '.join(READERS)}")
+    if len(there) > len(files):
+        others = ", ".join(path.name for path in there if path not in files)
+        print(f"Not read, since they end in neither {' nor '.join(READERS)}: {others}.", flush=True)
     args.output.mkdir(parents=True, exist_ok=True)
     missing = [path for path in files if not target_of(path, args.output).exists()]
     print(f"{len(files) - len(missing)} of {len(files)} files are embedded already.", flush=True)

@@ -12,7 +12,7 @@ trained on long pairs for some steps.
 sentence-transformers puts its usual modules. A passage tells of one country, in a stretch that stands anywhere among
 sentences about others; the query is a sentence about that country which is not in the passage. Both
 models are written to `--output`. With `--window` the converted models give several vectors of a passage, late chunks
-of so many tokens, of which the one nearest to the query counts; training is as without.
+of about so many tokens, of which the one nearest to the query counts; training is as without.
 """
 
 import argparse
@@ -155,7 +155,11 @@ def main():
     parser.add_argument("--kind", choices=KINDS, default="dense", help="default: %(default)s")
     parser.add_argument("--model", default=str(TINY), help="folder or hub name (default: the small checkpoint)")
     parser.add_argument("--pooling", choices=("mean", "cls"), help="of a dense embedder; by default the model's own")
-    parser.add_argument("--window", type=int, help="tokens in a late chunk (default: one vector of a passage)")
+    parser.add_argument(
+        "--window",
+        type=int,
+        help="tokens in a late chunk at most, but for those that share a character (if not given: one vector)",
+    )
     parser.add_argument("--output", type=Path, required=True, help="new folder for the two models")
     parser.add_argument("--tested", type=int, default=28, help="passages to search among (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=40, help="default: %(default)s")
@@ -172,6 +176,11 @@ def main():
     model = kind.model(args.model)
     if args.pooling and args.kind == "dense":
         model = SentenceTransformer(modules=[model[0], Pooling(model.get_embedding_dimension(), args.pooling)])
+    if args.window:
+        try:
+            late_chunks(model, ["Rome"], window=args.window)
+        except ValueError as error:  # its pooling, before any work is done
+            parser.error(f"--window: {error}")
     tested = queries_and_passages(model.tokenizer, args.tested, args.seed)
     print(
         f"source, first {model.get_max_seq_length()} tokens: {found_first(model, *tested):.1%} found first", flush=True

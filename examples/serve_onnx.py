@@ -20,8 +20,9 @@ from tokenizers import Tokenizer
 
 def windows(text, encoding, states, size):
     """
-    Yields `(start, end, vector)` of the windows of at most `size` tokens, in characters and `(hidden_size,)`. A text's
-    `states` are of shape `(length, hidden_size)`, with one special token at each end, which is the first or last's.
+    Yields `(start, end, vector)` of the windows of at most `size` tokens, but for those that share a character, in
+    characters and `(hidden_size,)`. A text's `states` are of shape `(length, hidden_size)`, with one special token at
+    each end, which is the first or last's.
     """
     length = sum(encoding.attention_mask)
     # Some tokenizers count the blanks before a word as the word's.
@@ -38,7 +39,11 @@ parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("folder", type=Path)
 parser.add_argument("file", help="in the folder's onnx/")
 parser.add_argument("texts", nargs="+")
-parser.add_argument("--window", type=int, help="tokens in a part of a text, each of which gets a vector")
+parser.add_argument(
+    "--window",
+    type=int,
+    help="tokens in a part of a text at most, but for those that share a character; each gets a vector",
+)
 args = parser.parse_args()
 if args.window is not None and args.window < 1:
     parser.error(f"--window must be 1 or more, got {args.window}")

@@ -18,16 +18,17 @@ from .arguments import Parser, dictionary
 from .cli import Stopped, quiet, stoppable
 from .evaluation.classes import Classes
 from .evaluation.documents import fingerprint, read_documents
+from .evaluation.embedding import POOLINGS
 from .evaluation.folder import MEASURED, open_folder, write_report
 from .evaluation.known import read_labels, read_pairs
 from .evaluation.masked_words import MaskedWords
 from .evaluation.measure import measure
 from .evaluation.report import Report
-from .evaluation.sample import sample
+from .evaluation.sample import draw
 from .evaluation.spans import Spans
 from .evaluation.subject import SETTINGS, USUAL, Subject
 from .evaluation.tags import Tags
-from .evaluation.vectors import POOLINGS, Vectors
+from .evaluation.vectors import Vectors
 from .version import __version__
 
 
@@ -38,6 +39,7 @@ HEADS = {
     "QuestionAnswering": Spans,
     "Model": Vectors,
 }
+RECORDS = 2  # raised when what is kept of a reading changes, so that none is taken for another
 
 
 def main(argv=None):
@@ -126,28 +128,17 @@ def _evaluate(options):
     subject = Subject(
         options.source, dict(options.settings), options.max_sequence_length, options.architecture, options.token
     )
-    documents = read_documents(options.documents)
-    head = _head(options, subject, documents)
+    corpus = read_documents(options.documents)
+    head = _head(options, subject, corpus)
     read = [*subject.source.folders, *[options.documents] * options.documents.is_dir()]
-    results = open_folder(options.output, _asked(options, subject, documents, head), read)
-    items, looked_at, whole = sample(head, documents, options.max_documents, options.seed)
-    if not items:
-        asked = " that are asked for" if head.pairs is not None and head.unit == "questions" else ""
-        print(
-            f"None of the {looked_at} documents{asked} has more than the {subject.short} tokens that {options.source} "
-            "reads as it is: conversion gains nothing on them. Keep the source."
-        )
+    results = open_folder(options.output, _asked(options, subject, corpus.documents, head), read)
+    drawn = draw(head, corpus, options.max_documents, options.seed)
+    if not drawn.questions:
+        print("\n".join([*corpus.told(), drawn.nothing()]))
         return 0
     options.output.mkdir(parents=True, exist_ok=True)
     results.save()
-    notes = [f"{looked_at} of {len(documents)} documents were looked at, drawn with seed {options.seed}."]
-    if whole:
-        notes.append(
-            f"{whole} of them the source reads whole; they are left out, since conversion gains nothing there."
-        )
-    cut = sum(len(item.input_ids) == subject.length for item in items)
-    if cut:
-        notes.append(f"{cut} have {subject.length} tokens or more, and are cut there in every way.")
+    items, notes = drawn.items, [*corpus.told(), *drawn.told()]
     measured = {}
     try:
         for measured in measure(head, items, options.output / MEASURED, 60 * options.minutes):
@@ -162,7 +153,7 @@ def _evaluate(options):
     return 0
 
 
-def _head(options, subject, documents):
+def _head(options, subject, corpus):
     kind = next(
         (kind for kind in HEADS if subject.architecture == f"LSGXLMRoberta{'For' * (kind != 'Model')}{kind}"), None
     )
@@ -187,10 +178,10 @@ def _head(options, subject, documents):
     labels = pairs = None
     if options.labels is not None:
         is_multiple = subject.config.problem_type == "multi_label_classification"
-        labels = read_labels(options.labels, documents, subject, head_class is Tags, is_multiple)
+        labels = read_labels(options.labels, corpus, subject, head_class is Tags, is_multiple)
     if options.pairs is not None:
-        pairs = read_pairs(options.pairs, documents)
-    return head_class(subject, documents, labels, pairs, **fields)
+        pairs = read_pairs(options.pairs, corpus)
+    return head_class(subject, corpus.documents, labels, pairs, **fields)
 
 
 def _asked(options, subject, documents, head):
@@ -210,7 +201,7 @@ def _asked(options, subject, documents, head):
         "--pooling": options.pooling,
         "--prompts": json.dumps(options.prompts),
         "--seed": options.seed,
-        "lsg-xlmr": __version__,
+        "lsg-xlmr": f"{__version__}, records {RECORDS}",
     }
 
 

@@ -21,8 +21,10 @@ def open_folder(folder, asked, read):
     Raises:
         ValueError: the folder is of something else; the message names it.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output {folder} is a file: name a folder.")
+    file = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+    if file:
+        where = "is" if file == folder else f"lies in {file}, which is"
+        raise ValueError(f"--output {folder} {where} a file: name a folder.")
     for other in read:
         if folder.resolve().is_relative_to(other.resolve()):
             raise ValueError(f"--output {folder} lies in {other}, which is read: name a folder outside.")

@@ -62,6 +62,10 @@ class Head:
         item = self.item(document)
         return [] if item is None else [item]
 
+    def questions(self, item):
+        """How many questions an item stands for: what is counted in the end."""
+        return 1
+
     def beside(self, model, item):
         """What else is asked of the model, and is no part of what the reading costs (`dict`)."""
         return {}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..conversion.messages import shortened
-from .documents import read_rows
+from .documents import id_of, read_rows
 
 
 @dataclass
@@ -14,11 +14,11 @@ class Question:
     answers: list  # of a reader, as they stand in the document
 
 
-def read_labels(argument, documents, subject, is_tagger, is_multiple):
+def read_labels(argument, corpus, subject, is_tagger, is_multiple):
     """
     Args:
         argument (`str`): a column of the documents, or a JSONL or Parquet file with the columns `id` and `label`.
-        documents (`list[Document]`).
+        corpus ([`Corpus`]): labels of its blank documents are no matter.
         subject ([`Subject`]): whose classes they are.
         is_tagger (`bool`): a label is a list with a tag for each word of the text, cut at blanks.
         is_multiple (`bool`): a label is a list of classes.
@@ -29,13 +29,15 @@ def read_labels(argument, documents, subject, is_tagger, is_multiple):
     Raises:
         ValueError: they do not fit.
     """
+    documents = corpus.documents
     if Path(argument).is_file():
         given = {}
         for number, row in read_rows(Path(argument), ("id", "label")):
-            if str(row["id"]) in given:
-                raise ValueError(f"{argument}, row {number} is a second label of document {str(row['id'])!r}.")
-            given[str(row["id"])] = row["label"]
-        unknown = sorted(given.keys() - {document.id for document in documents})
+            document = id_of(row["id"], f"{argument}, row {number}")
+            if document in given:
+                raise ValueError(f"{argument}, row {number} is a second label of document {document!r}.")
+            given[document] = row["label"]
+        unknown = sorted(given.keys() - {document.id for document in documents} - {*corpus.blank})
         if unknown:
             raise ValueError(f"{argument} has labels of {shortened(unknown)}, which are no ids of the documents.")
     else:
@@ -65,34 +67,37 @@ def read_labels(argument, documents, subject, is_tagger, is_multiple):
                 f"Document {document.id!r} has {len(names)} tags for {len(document.text.split())} words: there must "
                 "be one for each word of the text, cut at blanks."
             )
+        names = [int(name) if isinstance(name, float) and name.is_integer() else name for name in names]
         for name in names:
             if not (name in numbers if isinstance(name, str) else type(name) is int and name in numbers.values()):
                 raise ValueError(
                     f"The label {name!r} of document {document.id!r} is none of the model's: "
-                    f"{shortened([*map(repr, numbers)])}."
+                    f"{shortened([*map(repr, numbers)])}; or their numbers, from 0 to {len(numbers) - 1}."
                 )
         indices = [numbers.get(name, name) for name in names]
         labels[document.id] = sorted(set(indices)) if is_multiple else indices
     return labels
 
 
-def read_pairs(path, documents):
+def read_pairs(path, corpus):
     """
     Args:
         path (`Path`): a JSONL or Parquet file with the columns `question`, `id` of the document that answers it, and
             maybe `answer`, a string or a list of them.
+        corpus ([`Corpus`]).
 
     Returns:
-        `dict[str, list[Question]]`: by the document's id.
+        `dict[str, list[Question]]`: by the document's id, that of a blank one too.
 
     Raises:
         ValueError: it cannot be read, or names a document that is not there.
     """
     if not path.is_file():
         raise ValueError(f"--pairs {path} is no file.")
-    known, pairs = {document.id for document in documents}, {}
+    known, pairs = {document.id for document in corpus.documents} | {*corpus.blank}, {}
     for number, row in read_rows(path, ("question", "id")):
-        question, document, answers = row["question"], str(row["id"]), row.get("answer")
+        question, answers = row["question"], row.get("answer")
+        document = id_of(row["id"], f"{path}, row {number}")
         if not isinstance(question, str) or not question.strip():
             raise ValueError(f"{path}, row {number}: `question` must be a string, got {question!r}.")
         if document not in known:

@@ -21,8 +21,10 @@ def draw(report, folder):
     for number, score in enumerate(report.scores):
         figure, axes = pyplot.subplots(figsize=(8, 1 + 0.35 * len(score.rows)), layout="constrained")
         for name, row in reversed(score.rows.items()):
-            axes.plot(score.interval(name), [name] * 2, color="tab:blue" if row.is_converted else "grey")
-            axes.plot(score.value(name), name, "o", color="tab:blue" if row.is_converted else "grey")
+            color = "tab:blue" if row.is_converted else "grey"
+            if interval := score.interval(name):
+                axes.plot(interval, [name] * 2, color=color)
+            axes.plot(score.value(name), name, "o", color=color)
         axes.set_title(f"{score.title}, with 95 % intervals")
         drawn.append(_saved(figure, folder, f"score-{number + 1}.png", score.title))
     positions = report.head.positions(report.measured)

@@ -3,6 +3,7 @@
 
 from statistics import median
 
+from .documents import counted
 from .measure import short_lengths
 from .scores import CONVERTED
 from .tables import table
@@ -36,8 +37,8 @@ class Report:
             self.notes.append(f"There was too little time for {', '.join(left)}: run the same command again.")
         if len(units) < len(items):
             self.notes.append(
-                f"{len(items) - len(units)} of {len(items)} {head.unit} were left out for want of time: run the same "
-                "command again, and it goes on."
+                f"{len(items) - len(units)} of {counted(len(items), head.unit)} were left out for want of time: run "
+                "the same command again, and it goes on."
             )
         self.scores = [score for score in head.scores(self.measured) if score.units]
         self.seconds = {way: median(x["seconds"] for x in records.values()) for way, records in self.measured.items()}
@@ -70,8 +71,7 @@ class Report:
             head.pop()
         rows = []
         for name, row in score.rows.items():
-            low, high = score.interval(name)
-            cells = [name, score.told(score.value(name)), f"{score.told(low)} to {score.told(high)}"]
+            cells = [name, score.told(score.value(name)), score.told_interval(name)]
             cells += [f"{self.seconds[row.way]:.3g}", f"{self.mib[row.way]:.0f}" if row.way in self.mib else ""]
             rows.append([*cells, f"{row.vectors:.1f}"][: len(head)])
         return table(head, rows)
@@ -96,8 +96,9 @@ class Report:
         subject, texts = self.head.subject, self.items
         tokens = sorted(len(text.input_ids) for text in texts)
         yield (
-            f"{subject.name} as {subject.architecture.removeprefix('LSG')}: reads {subject.short} tokens, converted "
-            f"{subject.length}. {len(texts)} {self.head.unit} of {tokens[0]} to {tokens[-1]} tokens; float32, CPU."
+            f"{subject.name} as {subject.architecture.removeprefix('LSG')}: reads {subject.short} tokens, "
+            f"converted {subject.length}. {counted(len(texts), self.head.unit)} of {tokens[0]} to {tokens[-1]} "
+            "tokens; float32, CPU."
         )
         yield from (*self.head.told(), *self.notes)
         if self.short:
@@ -130,7 +131,8 @@ class Report:
         parts += [f"![{title}]({name})" for name, title in pictures]
         parts.append(
             "Each score is over what all its rows were measured on, with 95 % intervals by the bootstrap. Of the "
-            "converted models the first is compared, unless another is better by more than chance. Seconds are the "
+            "source's ways and of the converted models the first is compared, unless another is better by more than "
+            "chance. Seconds are the "
             f"median, MiB at the longest of the {self.head.unit}, above what is in use before. Of their beginnings, "
             f"up to {subject.short} tokens, the table of short texts tells {self.head.kept}."
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 
+FEW = 20  # documents below which an interval says little
 RESAMPLES = 2000
 SEED = 0
 CONVERTED = "LSG"  # how the names of converted ways begin
@@ -58,15 +59,22 @@ class Score:
         numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
         return [numbers[name] for name in names]
 
+    @property
+    def is_small(self):
+        """Whether there are too few documents to say anything of others."""
+        return len(set(self.documents)) < FEW
+
     def value(self, name):
         return float(ratio(self._sums(name).sum(0)))
 
     def interval(self, name, other=None):
         """
         The 95 % interval of a row's value or, with `other`, of how much higher it is than that one's, by the
-        bootstrap over documents.
+        bootstrap over documents (`[low, high]`); None of one document, which says nothing of others.
         """
         sums = self._sums(name)
+        if len(sums) == 1:
+            return None
         chosen = torch.randint(len(sums), (RESAMPLES, len(sums)), generator=torch.Generator().manual_seed(SEED))
         values = ratio(sums[chosen].sum(1))
         if other is not None:
@@ -77,21 +85,27 @@ class Score:
         sign = "+" if signed else ""
         return f"{100 * value:{sign}.{self.digits}f} %" if self.percent else f"{value:{sign}.{self.digits}f}"
 
+    def told_interval(self, name, other=None):
+        """Such as "1.0 to 2.0" (`str`); empty where there is none."""
+        interval = self.interval(name, other)
+        return " to ".join(self.told(end, signed=other is not None) for end in interval) if interval else ""
+
     def best(self, is_converted):
         """
-        The name of the best row, converted or not; None if there is none. Of the converted ones it is the first,
-        unless another is better by more than chance: the best of many is mostly lucky.
+        The name of the best row, converted or not; None if there is none. It is the first, unless another is better
+        by more than chance: the best of many is mostly lucky.
         """
         names = [name for name, row in self.rows.items() if row.is_converted == is_converted]
         if not names or not self.units:
             return None
         sign = -1 if self.lower_is_better else 1
-        if is_converted:
-            names = names[:1] + [name for name in names[1:] if self.is_better(name, names[0])]
+        names = names[:1] + [name for name in names[1:] if self.is_better(name, names[0])]
         return max(names, key=lambda name: sign * self.value(name))
 
     def is_better(self, name, other):
-        """Whether the whole interval of the difference says so."""
+        """Whether the whole interval of the difference says so; of few documents none does."""
+        if self.is_small:
+            return False
         low, high = self.interval(name, other)
         return high < 0 if self.lower_is_better else low > 0
 

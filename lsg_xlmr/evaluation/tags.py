@@ -46,10 +46,11 @@ class Tags(Head):
 
     def read(self, model, way, text):
         tags = model.classifier(way.hidden_states(model, text.input_ids)).argmax(-1).tolist()
-        return {"tags": tags, **self._counts(text, tags)}
+        return {"tags": tags[1:-1], **self._counts(text, tags)}  # nobody asks for those of <s> and </s>
 
     def short(self, model, text, length):
-        return model.classifier(self.subject.whole.hidden_states(model, text.beginning(length))).argmax(-1).tolist()
+        states = self.subject.whole.hidden_states(model, text.beginning(length))
+        return model.classifier(states).argmax(-1).tolist()[1:-1]
 
     def _counts(self, text, tags):
         if self.labels is None:

@@ -3,8 +3,10 @@
 
 from dataclasses import dataclass
 
+from .documents import counted
+from .scores import FEW
 
-FEW = 20  # documents below which an interval says little
+
 FASTER = 0.9  # of the time: what is less counts
 
 
@@ -26,17 +28,16 @@ def verdict(score, seconds):
     source, converted = score.best(is_converted=False), score.best(is_converted=True)
     if source is None or converted is None:
         return None
-    count, unit = len(score.units), score.unit
-    low, high = score.interval(converted, source)
+    interval = score.told_interval(converted, source)
     difference = score.value(converted) - score.value(source)
     values = [f"{name}: {score.told(score.value(name))}" for name in (converted, source)]
     compared = (
-        f"{score.title}: {'; '.join(values)}; difference {score.told(difference, True)} ({score.told(low, True)} to "
-        f"{score.told(high, True)}, 95 %, {count} {unit})"
+        f"{score.title}: {'; '.join(values)}; difference {score.told(difference, True)} "
+        f"({f'{interval}, 95 %, ' * bool(interval)}{counted(len(score.units), score.unit)})"
     )
     times = seconds[score.rows[converted].way], seconds[score.rows[source].way]
     cost = f"LSG takes {times[0]:.3g} s, the source {times[1]:.3g} s"
-    if len(set(score.documents)) < FEW:
+    if score.is_small:
         decision, why = "too few to say", f"fewer than {FEW} documents show little"
     elif score.is_better(converted, source):
         decision, why = "convert", "better by more than noise"
@@ -52,10 +53,10 @@ def verdict(score, seconds):
 
 
 def best_setting(score):
-    """Which converted row does best (`str`); None where there is no choice."""
+    """Which converted row does best (`str`); None where there is no choice, or too little to choose by."""
     names = [name for name, row in score.rows.items() if row.is_converted]
     best = score.best(is_converted=True)
-    if len(names) < 2:
+    if len(names) < 2 or score.is_small:
         return None
     others = ", ".join(f"{name} ({score.told(score.value(name))})" for name in names if name != best)
     than = f"better than {names[0]} by more than noise" if best != names[0] else "none is better by more than noise"

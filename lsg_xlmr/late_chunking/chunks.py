@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from .arguments import count_of, spans_of, texts_of
 from .embedder import Embedder
 from .texts import Text, passes_of
 
@@ -69,19 +70,26 @@ def late_chunks(
         `list[LateChunks]`: of each text the vectors, in the model's dtype, and their spans.
 
     Raises:
-        TypeError: `texts` are no list of `str`, or the tokenizer knows no characters.
+        TypeError: `texts` are no list of `str`, `spans` no lists of pairs, `prompt` no `str`, or the tokenizer knows
+            no characters.
         ValueError: a span that is not in its text or holds no token, a pooling that is not the mean, or a number that
-            does not fit.
+            is no whole one or does not fit.
     """
-    texts = _checked(texts, window, spans, batch_size)
+    if (window is None) == (spans is None):
+        raise ValueError(
+            "Late chunks take either `window`, the tokens in a chunk, or `spans`, the characters of each chunk: "
+            f"got {'neither' if spans is None else 'both'}."
+        )
+    texts, window, batch_size = texts_of(texts), count_of("window", window), count_of("batch_size", batch_size)
+    max_length, overlap = count_of("max_length", max_length), count_of("overlap", overlap, least=0)
+    spans = None if spans is None else spans_of(spans, texts)
     embedder = Embedder(model, tokenizer, prompt)
-    texts = [Text(text, embedder) for text in texts]
+    texts = [Text(text, embedder.tokenizer, embedder.prompt) for text in texts]
     if spans is None:
         chunks = [text.windows(window) for text in texts]
         spans = [[text.span(*chunk) for chunk in of_text] for text, of_text in zip(texts, chunks)]
     else:
         chunks = [text.tokens_of(of_text, i) for i, (text, of_text) in enumerate(zip(texts, spans))]
-        spans = [[*map(tuple, of_text)] for of_text in spans]
 
     passes = [one for i, text in enumerate(texts) for one in passes_of(i, text, embedder, max_length, overlap)]
     states, vectors = [[] for _ in texts], [None] * len(texts)
@@ -113,24 +121,3 @@ def _read(passes, embedder, batch_size):
         states = embedder.states({name: tensor.to(embedder.model.device) for name, tensor in inputs.items()})
         for one, state in zip(batch, states, strict=True):
             yield one, state[one.own]
-
-
-def _checked(texts, window, spans, batch_size):
-    """`texts` as a list, and nothing wrong with the others."""
-    if isinstance(texts, str):
-        raise TypeError("`texts` must be a list of str, got one str: put it in a list.")
-    texts = list(texts)
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"`texts` must be a list of str, got {type(text).__name__} in texts[{i}].")
-    if (window is None) == (spans is None):
-        raise ValueError(
-            "Late chunks take either `window`, the tokens in a chunk, or `spans`, the characters of each chunk: "
-            f"got {'neither' if spans is None else 'both'}."
-        )
-    for name, value in (("window", window), ("batch_size", batch_size)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"`{name}` must be a whole number of 1 or more, got {value!r}.")
-    if spans is not None and len(spans) != len(texts):
-        raise ValueError(f"`spans` must have a list for each text, got {len(spans)} for {len(texts)} texts.")
-    return texts

@@ -8,6 +8,14 @@ from torch import nn
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # in the order in which `encode_document` looks for them
 
 
+def prompt_of(names, prompts, default):
+    """
+    The prompt (`str`) that `encode_query` or `encode_document` takes: of `prompts`, by name, the first of the `names`
+    that is there; that of the `default` name if none is.
+    """
+    return prompts.get(next((name for name in names if name in prompts), default)) or ""
+
+
 class Embedder:
     """What a model is made of: the tokenizer, the tokens' states, and what becomes of their means."""
 
@@ -17,14 +25,15 @@ class Embedder:
             self._check_pooling()
             tokenizer = tokenizer or model.tokenizer
             if prompt is None:
-                name = next((name for name in DOCUMENT_PROMPTS if name in model.prompts), model.default_prompt_name)
-                prompt = model.prompts.get(name)
+                prompt = prompt_of(DOCUMENT_PROMPTS, model.prompts, model.default_prompt_name)
             self.skips_prompt = bool(prompt) and not model[1].include_prompt
         if not getattr(tokenizer, "is_fast", False):
             raise TypeError(
                 f"`tokenizer` must be a fast one, which knows the characters of its tokens, got "
                 f"{type(tokenizer).__name__}: AutoTokenizer.from_pretrained of the model's folder gives one."
             )
+        if not isinstance(prompt, (str, type(None))):
+            raise TypeError(f"`prompt` must be a str, got {prompt!r}.")
         self.tokenizer, self.prompt = tokenizer, prompt or ""
 
     def _check_pooling(self):

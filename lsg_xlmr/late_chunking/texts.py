@@ -13,9 +13,9 @@ NOT_BLANK = re.compile(r"\S")
 class Text:
     """The tokens of a text: `ids`, of which the first `head` and the last `tail` are the prompt's and special ones."""
 
-    def __init__(self, text, embedder):
-        whole = embedder.prompt + text
-        found = embedder.tokenizer(
+    def __init__(self, text, tokenizer, prompt=""):
+        whole = prompt + text
+        found = tokenizer(
             whole,
             padding=False,
             truncation=False,
@@ -23,7 +23,7 @@ class Text:
             return_special_tokens_mask=True,
             verbose=False,
         )
-        self.length, shift = len(text), len(embedder.prompt)
+        self.length, shift = len(text), len(prompt)
         self.ids, is_special = found["input_ids"], found["special_tokens_mask"]
         count = len(self.ids)
         before = next((i for i in range(count) if not is_special[i]), count)
@@ -88,11 +88,16 @@ def passes_of(number, text, embedder, max_length, overlap):
             raise ValueError("The tokenizer has no `model_max_length`: give `max_length`, the most tokens of a pass.")
     count, around = len(text.starts), text.head + text.tail
     room = max_length - around
-    overlap = room // 8 if overlap is None else overlap
-    if not 0 <= overlap < room:
+    if room < 1:
         raise ValueError(
-            f"With `max_length` {max_length} a pass has room for {max(room, 0)} tokens of a text beside {around} of "
-            f"the prompt and special ones, and `overlap` is {overlap}: it must be 0 or more, and less than that room."
+            f"A pass of {max_length} tokens has no room for a text beside {around} of the prompt and special ones: "
+            "give a greater `max_length`, if the model takes it, or a shorter `prompt`."
+        )
+    overlap = room // 8 if overlap is None else overlap
+    if overlap >= room:
+        raise ValueError(
+            f"A pass of {max_length} tokens has room for {room} of a text beside {around} of the prompt and special "
+            f"ones, and `overlap` is {overlap}: it must be less than that room."
         )
     size, parts = min(room, count), max(1, -(-(count - overlap) // (room - overlap)))
     firsts = [(count - size) * i // max(1, parts - 1) for i in range(parts)]

@@ -160,6 +160,33 @@ def test_late_chunks_are_several_rows_of_a_document(folder, start, finish):
     assert found["long"][-1]["end"] == len(texts["long"]) - 1
 
 
+def test_lines_are_read_as_they_stand(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from embed_corpus import read_jsonl
+
+    rows = [{"id": "2024-01-02", "text": "2024-01-02T03:04:05"}, {"id": "b", "text": "The Seine. " * 500_000}]
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert read_jsonl(tmp_path / "long.jsonl").to_pylist() == rows
+    (tmp_path / "numbers.jsonl").write_text('{"text": "a", "id": 7, "kind": "x"}\n\n')
+    assert read_jsonl(tmp_path / "numbers.jsonl").to_pylist() == [{"id": 7, "text": "a"}]
+    (tmp_path / "none.jsonl").touch()
+    assert read_jsonl(tmp_path / "none.jsonl").to_pylist() == []
+
+
+def test_an_empty_file_and_an_ending_in_capitals(folder, start, finish):
+    import pyarrow.parquet as pq
+
+    (folder / "odd").mkdir()
+    (folder / "odd" / "none.jsonl").touch()
+    (folder / "odd" / "part.json").touch()
+    (folder / "odd" / "part.JSONL").write_text(json.dumps({"id": "2024-01-02", "text": "Rome is old."}))
+    told = finish(start("odd-vectors", "--corpus", "odd"))
+    assert "Not read, since they end in neither .parquet nor .jsonl: part.json." in told and "1 documents" in told
+    (row,) = pq.read_table(folder / "odd-vectors" / "part.JSONL.parquet").to_pylist()
+    assert row["id"] == "2024-01-02" and len(row["embedding"]) == 128
+    assert pq.read_table(folder / "odd-vectors" / "none.jsonl.parquet").to_pylist() == []
+
+
 @pytest.mark.parametrize("options", [("--window", "0"), ("--window", "64", "--pooling", "cls")])
 def test_windows_that_cannot_be(folder, options):
     command = [sys.executable, str(SCRIPT), "--model", "model", "--corpus", "corpus", "--output", "nothing", *options]

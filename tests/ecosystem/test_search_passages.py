@@ -82,6 +82,16 @@ def test_windows_that_cannot_be(tmp_path, options):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_whose_vectors_are_no_means_has_no_windows(tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    SentenceTransformer(modules=[Transformer(str(TINY)), Pooling(128, "cls")]).save_pretrained(str(tmp_path / "cls"))
+    done = run(tmp_path, *SMALL, "--window", "9", "--model", "cls")
+    assert done.returncode == 2 and "--window: Late chunks are means of tokens" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
 def test_passages_are_long_and_tell_of_the_query_somewhere(monkeypatch):
     from transformers import AutoTokenizer
 

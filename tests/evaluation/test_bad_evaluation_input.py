@@ -33,6 +33,14 @@ DOCUMENTS = {
         ),
         "it takes files that end in .txt, .md, .jsonl, .parquet",
     ),
+    "a name not in UTF-8": (
+        lambda: (
+            Path("documents.jsonl").unlink(),
+            Path("documents.jsonl").mkdir(),
+            Path("documents.jsonl/caf\udce9.txt").write_text(TEXT),
+        ),
+        r"The name of the file 'caf\udce9.txt' is not UTF-8: rename it.",
+    ),
     "not UTF-8": (
         lambda: Path("documents.jsonl").write_bytes(b'{"text": "caf\xe9"}\n'),
         "documents.jsonl is not UTF-8 (byte 13 is 0xe9): convert it",
@@ -44,6 +52,14 @@ DOCUMENTS = {
         "no column 'text'; those there are 'body', 'n'",
     ),
     "no string": (lambda: lines("documents.jsonl", {"text": 3}), "row 1: `text` must be a string, got 3"),
+    "half a character": (
+        lambda: lines("documents.jsonl", ONE, '{"id": "b", "text": "a \\ud800"}'),
+        r"documents.jsonl, line 2 has '\ud800', half of a character: write both halves, or leave it out",
+    ),
+    "an id": (
+        lambda: lines("documents.jsonl", {**ONE, "id": 1.5}),
+        "row 1: `id` must be a string or a whole number, got 1.5",
+    ),
     "twice": (lambda: lines("documents.jsonl", ONE, ONE), "Two documents have the id 'a'"),
 }
 LABELS = {
@@ -63,6 +79,7 @@ LABELS = {
     "a number": (CLASSES, "label", {"label": 2}, "The label 2 of document 'a' is none of the model's"),
     "bool": (CLASSES, "label", {"label": True}, "The label True of document 'a' is none of the model's"),
     "a list": (CLASSES, "label", {"label": ["LABEL_0"]}, "document 'a' must be one class"),
+    "digits": (CLASSES, "label", {"label": "0"}, "'LABEL_0', 'LABEL_1'; or their numbers, from 0 to 1."),
     "null": (CLASSES, "label", {"label": None}, "1 of 1 documents have no label: a."),
     "tags": (TAGS, "label", {"label": ["LABEL_0"]}, "Document 'a' has 1 tags for 160 words"),
     "no tags": (TAGS, "label", {"label": "LABEL_0"}, "must be a list of tags, got 'LABEL_0'"),
@@ -71,6 +88,10 @@ LABELS = {
 PAIRS = {
     "unknown": ({"question": "What?", "id": "b"}, "pairs.jsonl, row 1 asks for the document 'b', which is not there"),
     "a column": ({"question": "What?"}, "there is no column 'id'; those there are 'question'"),
+    "no id": (
+        {"question": "What?", "id": None},
+        "pairs.jsonl, row 1: `id` must be a string or a whole number, got None",
+    ),
     "empty": ({"question": " ", "id": "a"}, "`question` must be a string"),
     "an answer": ({"question": "What?", "id": "a", "answer": 3}, "`answer` must be a string or a list of them"),
     "long": ({"question": "What is it? " * 9, "id": "a"}, "which leaves less than half of the 64"),
@@ -135,10 +156,15 @@ def test_pairs(name, source, write_pairs, capsys):
         (["--architecture", "XLMRobertaForCausalLM"], "of which nothing can be compared here"),
         (["--architecture", "T5"], "There is no LSG version of architecture 'T5'"),
         (["--architecture", "XLMRobertaForTokenClassification"], "has no weights for the head"),
-        (["--output", "documents.jsonl"], "--output documents.jsonl is a file"),
+        (["--output", "documents.jsonl"], "--output documents.jsonl is a file: name a folder"),
+        (["--output", "documents.jsonl/out/er"], "lies in documents.jsonl, which is a file: name a folder"),
         (
             ["--architecture", "XLMRobertaModel", "--prompts", "{'passages': 'passage: '}"],
             "--prompts has 'passages': 'passage: ', and takes a text for query and one for document or",
+        ),
+        (
+            ["--architecture", "XLMRobertaModel", "--prompts", f"{{'document': '{'passage: ' * 20}'}}"],
+            "which leaves less than half of the 64 that the source reads for the text: shorten it",
         ),
         (["--output", "."], "--output . holds something else"),
         (["--output", "source/new"], "--output source/new lies in source, which is read: name a folder outside"),
@@ -167,6 +193,13 @@ def test_the_converters_own_refusals(write, expected, tmp_path, monkeypatch, cap
     lines("documents.jsonl", ONE)
     write()
     assert expected in refused(capsys, options())
+
+
+def test_ids_and_labels_as_pandas_writes_them(source, write_pairs):
+    source(CLASSES)
+    lines("documents.jsonl", {**ONE, "id": 1.0}, {**ONE, "id": "blank", "text": " "})
+    lines("labels.jsonl", {"id": 1, "label": 0.0}, {"id": "blank", "label": None})
+    assert main(options("--labels", "labels.jsonl")) == 0
 
 
 def test_a_reader_needs_questions_and_a_reranker_is_none(source, capsys):

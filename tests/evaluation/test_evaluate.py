@@ -179,8 +179,40 @@ def test_short_documents_need_no_conversion(source, documents, capsys):
     documents(sentences=2)
     assert main(options()) == 0
     told = capsys.readouterr().out
-    assert "None of the 4 documents has more than the 64 tokens that source reads as it is" in told
+    assert "Of 4 documents none has more than the 64 tokens that source reads as it is" in told
     assert "Keep the source." in told
+
+
+def test_one_document_has_no_interval(source, documents, capsys):
+    source("XLMRobertaForMaskedLM")
+    documents(1)
+    assert main(options("--settings", SETTING, "local")) == 0
+    told = capsys.readouterr().out
+    assert "1 of 1 document were looked at" in told and "converted 256. 1 document of" in told
+    assert "Settings" not in told and " to " not in told.split("| LSG local")[0].split("95 %")[1]
+    (rows, *_) = json.loads(Path("out/results.json").read_text())["scores"].values()
+    assert rows["LSG local"]["interval"] is None and Path("out/report.md").is_file()
+
+
+@pytest.mark.parametrize("architecture", ["XLMRobertaForQuestionAnswering", "XLMRobertaModel"])
+def test_questions_of_short_documents(architecture, source, documents, write_pairs, capsys):
+    source(architecture)
+    rows = documents(5)
+    rows[0]["text"], rows[1]["text"] = "It is short.", " "
+    Path("documents.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_pairs([{"question": "Where?", "id": "d0"}, {"question": "When?", "id": "d1"}])
+    assert main(options("--pairs", "pairs.jsonl")) == 0
+    told = capsys.readouterr().out
+    assert "Without text, and left out: 1 document (d1)." in told
+    assert "Of 1 document that --pairs asks for none has more than the 64 tokens" in told
+    assert not Path("out").exists()  # nothing was measured
+    write_pairs([{"question": f"Where is {i}?", "id": f"d{i}"} for i in range(3)])
+    assert main(options("--pairs", "pairs.jsonl")) == 0
+    notes = json.loads(Path("out/results.json").read_text())["notes"]
+    assert f"{2 if 'Question' in architecture else 4} of 4 documents were looked at, drawn with seed 0." in notes
+    assert "Left out, since the source reads them whole: 1 document." in notes
+    assert "Left out with documents that the source reads whole: 1 question of --pairs." in notes
+    assert "Left out with documents without text: 1 question of --pairs." in notes
 
 
 @pytest.mark.parametrize("kind", ["text", pytest.param("seed", marks=pytest.mark.slow)])

@@ -89,11 +89,14 @@ def test_the_nearest_document_counts():
         {"id": "b", "one": packed(east), "chunks": packed(both), "questions": packed(east)},
     ]
     head = Vectors.__new__(Vectors)
-    head.similarity = "cosine"
+    head.similarity, head.pairs = "cosine", None
     found, vectors = head._found(records, "one")
     assert found == {"a 0": (0, 1), "a 1": (1, 1), "b 0": (1, 1)} and vectors == 1
     found, vectors = head._found(records, "chunks")
     assert found["a 0"] == (0, 1) and found["b 0"] == (1, 1) and vectors == 1.5
+    # One question of both documents, asked once: each of them is right.
+    head.pairs = {"a": [Question("East?", []), Question("North?", [])], "b": [Question("East?", [])]}
+    assert head._found(records, "one")[0] == {"a 0": (1, 1), "a 1": (1, 1)}
 
 
 @pytest.mark.parametrize(
@@ -123,6 +126,18 @@ def test_tags_stand_at_the_first_token_of_each_word(subject, documents):
     assert item.extra["tags"] == tags
     count = Tags(subject, [], labels={"a": tags})._counts(item, [1] * len(tokens))
     assert count["right"] == sum(tag == 1 for tag in tags)
+
+
+@torch.no_grad()
+def test_the_tags_of_special_tokens_do_not_count(subject, documents):
+    head = Tags(subject("XLMRobertaForTokenClassification"), [])
+    item = head.item(Document("a", documents()[0]["text"]))
+    way = next(iter(head.source_ways()))
+    model = way.load()
+    tags = head.read(model, way, item)["tags"]
+    states = way.hidden_states(model, item.input_ids)[1:-1]
+    assert tags == model.classifier(states).argmax(-1).tolist() and len(tags) == len(item.input_ids) - 2
+    assert len(head.short(model, item, 40)) == 38
 
 
 @pytest.mark.slow
@@ -244,6 +259,23 @@ def test_verdicts(lsg, other, lower, decision):
     assert verdict(rows(Score("none"), LSG=[1.0]), {}) is None
 
 
+def test_of_few_documents_no_setting_is_better_and_one_has_no_interval():
+    score = rows(Score("score"), LSG_a=[0] * 19, LSG_b=[1] * 19, source_a=[0] * 19, source_b=[1] * 19)
+    assert score.best(is_converted=True) == "LSG a" and score.best(is_converted=False) == "source a"
+    assert best_setting(score) is None
+    assert "(0.0 to 0.0, 95 %".replace("0.0", "+0.0") in verdict(score, {"LSG a": 1, "source a": 1}).line
+    one = rows(Score("score"), LSG=[1], source=[0])
+    assert one.interval("LSG") is one.interval("LSG", "source") is None and one.told_interval("LSG") == ""
+    assert "difference +1.0 (1 document): fewer than 20" in verdict(one, {"LSG": 1, "source": 1}).line
+
+
+def test_the_source_must_be_better_by_more_than_chance_too():
+    score = rows(Score("score"), LSG=[1] * 40, source_a=[0, 1] * 20, source_b=[1, 0] * 19 + [1, 1], source_c=[2] * 40)
+    assert score.best(is_converted=False) == "source c"
+    del score.rows["source c"]
+    assert score.best(is_converted=False) == "source a"
+
+
 def test_another_setting_must_be_better_by_more_than_chance():
     score = rows(Score("score"), LSG_a=[0, 1] * 20, LSG_b=[1, 0] * 20 + [], LSG_c=[1] * 40, source=[0] * 40)
     assert score.best(is_converted=True) == "LSG c"
@@ -259,12 +291,21 @@ def test_documents_of_every_kind(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "b.md").write_text("\ufeffB", encoding="utf-8")
     (tmp_path / "a.txt").write_text("A é", encoding="utf-8")
-    (tmp_path / "rows.jsonl").write_text('{"text": "C", "id": 7, "kind": "x"}\n\n{"text": "D"}\n{"text": " "}\n')
+    (tmp_path / "rows.JSONL").write_text('{"text": "C", "id": 7, "kind": "x"}\n\n{"text": "D"}\n{"text": " "}\n')
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "c.txt").write_text("hidden")
-    found = read_documents(tmp_path)
+    (tmp_path / "more.csv").touch()
+    (tmp_path / "in" / "more.jsonl.gz").touch()
+    corpus = read_documents(tmp_path)
+    found = corpus.documents
+    assert corpus.blank == ["rows.JSONL:4"] and corpus.passed_over == ["in/more.jsonl.gz", "more.csv"]
+    assert [*corpus.told()] == [
+        "Without text, and left out: 1 document (rows.JSONL:4).",
+        "Not read, since their names end in none of .txt, .md, .jsonl, .parquet: 2 files (in/more.jsonl.gz, "
+        "more.csv).",
+    ]
     assert [(document.id, document.text) for document in found] == [
-        *(("a.txt", "A é"), ("in/b.md", "B"), ("7", "C"), ("rows.jsonl:3", "D"))
+        *(("a.txt", "A é"), ("in/b.md", "B"), ("7", "C"), ("rows.JSONL:3", "D"))
     ]
     assert found[2].row == {"kind": "x"}
 

@@ -215,9 +215,21 @@ BAD = {
         r"has \(2, 4\).*begin others where words do",
         {"window": None, "spans": [[(2, 4)]]},
     ),
-    "no room": (ValueError, "`max_length` 2 a pass has room for 0 tokens", {"max_length": 2}),
-    "overlap": (ValueError, "has room for 8 .* 2 of the.*`overlap` is 8: it must", {"max_length": 10, "overlap": 8}),
-    "negative": (ValueError, "`overlap` is -1: it must be 0 or more", {"overlap": -1}),
+    "no room": (ValueError, "of 2 tokens has no room .* 2 of the prompt.*greater `max_length`", {"max_length": 2}),
+    "a long prompt": (ValueError, "no room.*or a shorter `prompt`", {"prompt": "Rome " * 20, "max_length": 20}),
+    "no number": (ValueError, "`max_length` must be a whole number of 1 or more, got 10.0", {"max_length": 10.0}),
+    "half an overlap": (ValueError, "`overlap` must be a whole number of 0 or more, got 1.5", {"overlap": 1.5}),
+    "a prompt": (TypeError, "`prompt` must be a str, got 5", {"prompt": 5}),
+    "no texts": (TypeError, "`texts` must be a list of str, got one NoneType", {"texts": None}),
+    "a list forgotten": (
+        TypeError,
+        r"has \(0, 4\) for texts\[0\], and must have a list of pairs",
+        {"window": None, "spans": [(0, 4)]},
+    ),
+    "a slice": (TypeError, "and must have a list of pairs", {"window": None, "spans": [[slice(0, 3)]]}),
+    "no spans": (TypeError, "the spans of each text, got 5", {"window": None, "spans": 5}),
+    "overlap": (ValueError, "room for 8 .* 2 of the.*`overlap` is 8: it must", {"max_length": 10, "overlap": 8}),
+    "negative": (ValueError, "`overlap` must be a whole number of 0 or more, got -1", {"overlap": -1}),
     "no tokenizer": (TypeError, "must be a fast one.*got NoneType", {"tokenizer": None}),
 }
 
@@ -227,6 +239,19 @@ def test_what_is_refused(model, tokenizer, error, message, fields):
     fields = {"texts": ["Rome old"], "tokenizer": tokenizer, "window": 5, **fields}
     with pytest.raises(error, match=message):
         late_chunks(model, **fields)
+
+
+def test_whatever_can_be_gone_through_and_any_whole_number(model, tokenizer):
+    class Three:  # as numpy's
+        def __index__(self):
+            return 3
+
+    (expected,) = late_chunks(model, ["Rome old"], tokenizer, spans=[[(0, 4), (5, 8)]])
+    spans = (iter(pair) for pair in [[[0, 4], [5, 8]]])
+    (found,) = late_chunks(model, (text for text in ["Rome old"]), tokenizer, spans=spans)
+    assert found.spans == expected.spans == [(0, 4), (5, 8)]
+    assert torch.equal(found.vectors, expected.vectors)
+    assert len(late_chunks(model, ["Rome old"], tokenizer, window=Three(), max_length=Three())[0].spans) > 0
 
 
 def test_models_and_tokenizers_that_do_not_do(tokenizer, tiny_config):
