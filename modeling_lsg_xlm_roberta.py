@@ -1913,7 +1913,7 @@ def _without_gradients(inference_mode, function, args, kwargs):
 # Linear layers in float32 on CPUs where torch's own products are slow.
 #
 # oneDNN, whose products are quicker there, adds in another order, so that numbers differ in the last bits, and makes a
-# kernel for every number of rows, which takes a millisecond and stays.
+# kernel for every number of rows, which takes a millisecond and stays: see [`aligned_sizes`].
 
 
 # Of one sum: a longer one is cut, or oneDNN's error would be more than twice MKL's.
