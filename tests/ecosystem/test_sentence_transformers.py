@@ -287,7 +287,8 @@ def test_device_map_and_offload(tmp_path, place):
     with torch.no_grad():
         expected = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval()(**inputs).logits
         spread = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True, **fields).eval()(**inputs).logits
-    torch.testing.assert_close(spread, expected, atol=1e-5, rtol=0)
+    # Layers that are fetched from elsewhere are hooked, and torch multiplies by its own library.
+    torch.testing.assert_close(spread, expected, atol=1e-4, rtol=0)
 
 
 def test_an_embedder_with_a_bert_inside(tmp_path):
