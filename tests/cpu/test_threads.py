@@ -320,6 +320,7 @@ print(set(found), sum(thread.name.startswith("lsg") for thread in threading.enum
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing, printed", [(False, "{(2, 2)} 2"), (True, "{(1, 2)} 0")])
 def test_first_calls_at_the_same_time_start_one_set_of_threads(failing, printed):
     """And where the system gives no second thread, the work is done on the callers', and the process ends."""
